@@ -1,0 +1,101 @@
+"""The settings base class, and how a wrong key or value becomes one readable line.
+
+Knows pydantic and YAML values; knows no particular setting.
+
+    parse(Plan, {"bse": "x"}, "rounds/tiny.yaml")   # BadInput: rounds/tiny.yaml: bse: unknown key …
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from posttrain.errors import BadInput
+
+
+class Settings(BaseModel):
+    """Frozen; unknown keys are errors; the string under a field is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+def parse(kind: type[SettingsT], data: Mapping[str, Any], origin: str) -> SettingsT:
+    """Validate data as `kind`.
+
+    Raises:
+        BadInput: one line for every wrong key or value: origin, path, what is allowed, what came.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{origin}: {_explain(kind, item)}" for item in error.errors()]
+        raise BadInput("\n".join(lines)) from None
+
+
+def _explain(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _keys(kind), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{path}: unknown key{hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{path}: this key is required"
+    came = repr(item["input"])
+    if item["type"] == "value_error" or len(came) > 80:
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message} (got {came})"
+
+
+def _keys(kind: type[BaseModel]) -> set[str]:
+    """Every key that occurs anywhere below a settings class, for near matches."""
+    found: set[str] = set()
+    schema = kind.model_json_schema()
+    for part in (schema, *schema.get("$defs", {}).values()):
+        found.update(part.get("properties", {}))
+    return found
+
+
+def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of data in which each `a.b=c` (or `a.0.b=c` in a list) is set; c is read as YAML.
+
+    Raises:
+        BadInput: an override without `=`, or a path through something that is no mapping or list.
+    """
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(data)))
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise BadInput(f"--set {override}: expected key.path=value")
+        *parents, last = path.split(".")
+        place: Any = result
+        for part in parents:
+            place = _descend(place, part, override)
+        value = yaml.safe_load(text) if text else ""
+        if isinstance(place, list):
+            place[_index(place, last, override)] = value
+        else:
+            place[last] = value
+    return result
+
+
+def _descend(place: Any, part: str, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, part, override)]
+    child = place.setdefault(part, {})
+    if child is None:
+        child = place[part] = {}
+    if not isinstance(child, dict | list):
+        raise BadInput(f"--set {override}: {part} is {child!r}, which has no keys below it")
+    return child
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise BadInput(f"--set {override}: {part} is no index of a list of {len(items)}")
+    return int(part)
