@@ -1,0 +1,105 @@
+"""Cleaning rules: plain functions, one row a call, switched on by name in `pipeline.yaml`.
+
+A rule answers with the row as it came (kept), a changed row (modified) or `Drop(reason)`. It
+changes assistant turns only. To add one, write a function here and list its name under
+`clean: rules:`. Code between backticks is left as it is by the rules that change style.
+
+    strip_emoji(row)
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import regex
+import yaml
+
+from posttrain.curation import Drop, map_assistant
+from posttrain.rows import Example
+
+OPENINGS = Path(__file__).with_name("openings.yaml")
+
+CODE = regex.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", regex.DOTALL)
+EMOJI = regex.compile(
+    r"[ \t]?(?:\p{Regional_Indicator}{2}"
+    r"|[0-9#*]\uFE0F?\u20E3"
+    r"|(?:\p{Emoji_Presentation}|\p{Emoji}\uFE0F)\p{Emoji_Modifier}?"
+    r"(?:\u200D\p{Extended_Pictographic}\uFE0F?\p{Emoji_Modifier}?)*)"
+)
+# Two letters before the mark: `n!` and `5!` are factorials.
+EXCLAMATION = regex.compile(r"(?<=\p{L}{2})!+(?=\s|$)")
+CONTROL_TOKEN = regex.compile(r"<\|[a-zA-Z0-9_]+\|>")
+# How two, three and four bytes of UTF-8 look then; the second class is every byte above 7F.
+TAIL = r"[\u0080-\u00BF\u0152-\u2122]"
+MOJIBAKE = regex.compile(rf"(?:[\u00C2\u00C3]{TAIL}|\u00E2{TAIL}{{2}}|\u00F0{TAIL}{{3}})+")
+
+
+def strip_emoji(row: Example) -> Example:
+    """Remove emoji, with the blank before each, from prose."""
+    return map_assistant(row, lambda text: _in_prose(text, lambda prose: EMOJI.sub("", prose)))
+
+
+def calm_exclamations(row: Example) -> Example:
+    """Leave each answer its first exclamation mark; later ones become full stops."""
+    return map_assistant(row, _calm)
+
+
+def drop_boilerplate_opening(row: Example) -> Example:
+    """Remove an opening that says nothing (`openings.yaml`), unless it is the whole answer."""
+    opening = _opening_pattern()
+    return map_assistant(row, lambda text: opening.sub("", text))
+
+
+def fix_mojibake(row: Example) -> Example:
+    """Undo UTF-8 that was read as Windows-1252."""
+    return map_assistant(row, lambda text: MOJIBAKE.sub(_decode_again, text))
+
+
+def drop_control_tokens(row: Example) -> Example | Drop:
+    """Drop dialogs that hold a chat template's control token as text, in any turn."""
+    if any(CONTROL_TOKEN.search(m.content) for m in row.messages):
+        return Drop("control token in the text")
+    return row
+
+
+def drop_empty(row: Example) -> Example | Drop:
+    """Drop dialogs with an assistant turn that neither says nor calls anything."""
+    if any(m.role == "assistant" and not m.content.strip() and not m.tool_calls for m in row.messages):
+        return Drop("empty answer")
+    return row
+
+
+def _in_prose(text: str, change: Callable[[str], str]) -> str:
+    parts = CODE.split(text)
+    return "".join(part if place % 2 else change(part) for place, part in enumerate(parts))
+
+
+def _calm(text: str) -> str:
+    num_seen = 0
+
+    def calm_one(match: regex.Match[str]) -> str:
+        nonlocal num_seen
+        num_seen += 1
+        return "!" if num_seen == 1 else "."
+
+    return _in_prose(text, lambda prose: EXCLAMATION.sub(calm_one, prose))
+
+
+@functools.cache
+def _opening_pattern() -> regex.Pattern[str]:
+    phrases = sorted(yaml.safe_load(OPENINGS.read_text()), key=len, reverse=True)
+    either = "|".join(regex.escape(phrase) for phrase in phrases)
+    return regex.compile(rf"\A\s*(?:(?:{either})[!.,:]+\s+(?=\S))+", regex.IGNORECASE)
+
+
+def _decode_again(match: regex.Match[str]) -> str:
+    text = match.group()
+    try:
+        # Windows-1252 leaves five bytes undefined; readers map those to the same code point.
+        raw = b"".join(
+            character.encode("latin-1" if "\x80" <= character <= "\x9f" else "cp1252")
+            for character in text
+        )
+        return raw.decode()
+    except UnicodeError:
+        return text

@@ -1,0 +1,139 @@
+"""From answers to preferences, and the simulated people who answer in tests and the tiny plan.
+
+Knows tasks, judgments and how strengths are told from utilities. Real people's answers come as a
+file of judgments; both go through `preference_of`.
+
+    judgments = simulate(tasks, people, verify, seed=3)
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from posttrain.rows import (
+    Candidate,
+    Judgment,
+    Message,
+    Messages,
+    Preference,
+    Prompt,
+    Strength,
+    Task,
+    stable_seed,
+)
+
+Verify = Callable[[Sequence[tuple[Candidate, Prompt]]], Sequence[bool]]
+
+# Distance in utility from which a simulated person uses each strength, strongest first.
+_STRENGTH_FROM = (
+    (0.60, Strength.SIGNIFICANTLY),
+    (0.25, Strength.BETTER),
+    (0.08, Strength.SLIGHTLY),
+    (0.0, Strength.MARGINALLY),
+)
+
+
+@dataclass(frozen=True)
+class SimulatedPeople:
+    """Rules of taste with the noise people have."""
+
+    utility: Callable[[Prompt, str, bool], float]
+    """How much a person likes a response; about 0 to 1."""
+    edit: Callable[[Prompt, str, bool], str | None]
+    flip_share: float
+    edit_share: float
+
+
+def people_from(
+    functions: Mapping[str, Callable[..., Any]], flip: float, edit: float
+) -> SimulatedPeople:
+    """Simulated people from the functions of a rules file."""
+    return SimulatedPeople(functions["utility"], functions["edit"], flip, edit)
+
+
+def task_prompt(task: Task) -> Prompt:
+    """The prompt of a task as a row of its own, with what its verifier needs."""
+    extra = task.model_extra or {}
+    return Prompt(
+        id=task.parents[0] if task.parents else task.id,
+        prompt=task.prompt,
+        capability=task.capability,
+        reference=extra.get("reference", {}),
+        level=extra.get("level"),
+    )
+
+
+def as_candidate(task: Task, side: str) -> Candidate:
+    """One side of a task in the shape verifiers take."""
+    response = task.a if side == "a" else task.b
+    return Candidate(
+        id=f"{task.id}/{side}",
+        prompt_id=task.id,
+        messages=(*task.prompt, *response),
+        seed=0,
+        finish_reason="stop",
+        num_tokens=0,
+        model=task.model_a if side == "a" else task.model_b,
+        capability=task.capability,
+    )
+
+
+def simulate(
+    tasks: Sequence[Task], people: SimulatedPeople, verify: Verify, seed: int
+) -> list[Judgment]:
+    """Answers of simulated people; each depends on the task and the seed alone."""
+    pairs = [(as_candidate(t, side), task_prompt(t)) for t in tasks for side in ("a", "b")]
+    passed = verify(pairs)
+    return [
+        _judge(task, people, (passed[2 * i], passed[2 * i + 1]), seed)
+        for i, task in enumerate(tasks)
+    ]
+
+
+def _judge(task: Task, people: SimulatedPeople, passed: tuple[bool, bool], seed: int) -> Judgment:
+    prompt, rng = task_prompt(task), random.Random(stable_seed(seed, task.id))
+    texts = task.a[-1].content, task.b[-1].content
+    likes = [people.utility(prompt, text, ok) for text, ok in zip(texts, passed, strict=True)]
+    gap = likes[0] - likes[1]
+    base = {"task": task.id, "annotator": "simulated", "parents": (task.id,)}
+    if texts[0] == texts[1] or gap == 0:
+        return Judgment(**base, choice="tie")
+    strength = next(s for limit, s in _STRENGTH_FROM if abs(gap) >= limit)
+    best = 0 if gap > 0 else 1
+    if rng.random() < people.flip_share:
+        return Judgment(**base, choice="ba"[best], strength=strength)
+    edited: Messages | None = None
+    better = people.edit(prompt, texts[best], passed[best])
+    if better is not None and rng.random() < people.edit_share:
+        edited = (Message(role="assistant", content=better),)
+    return Judgment(**base, choice="ab"[best], strength=strength, edited=edited)
+
+
+def preference_of(task: Task, judgment: Judgment) -> Preference | None:
+    """The preference a judgment states; None for ties and skips.
+
+    Raises:
+        ValueError: the ranking is none, e.g. an edit equal to the rejected response.
+    """
+    if judgment.choice in ("tie", "skip") or judgment.strength is None:
+        return None
+    chosen, rejected = (task.a, task.b) if judgment.choice == "a" else (task.b, task.a)
+    edited = None if judgment.edited in (None, chosen) else judgment.edited
+    return Preference(
+        parents=(judgment.id, task.id, *task.parents),
+        prompt=task.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        edited=edited,
+        strength=judgment.strength,
+        capability=task.capability,
+        batch=task.batch,
+    )
+
+
+def similarity(a: Sequence[Message], b: Sequence[Message]) -> float:
+    """How alike two responses are: 2 × matching characters / all characters, in [0, 1]."""
+    texts = ["\n".join(m.content for m in side) for side in (a, b)]
+    return SequenceMatcher(None, texts[0], texts[1], autojunk=False).ratio()

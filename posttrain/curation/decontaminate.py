@@ -1,0 +1,109 @@
+"""Decontamination: no held-out prompt is trained on (section 5.2), not even inside a longer text.
+
+Knows the identity of a prompt (`posttrain.rows.prompt_hash`) and words; knows no split.
+
+    decontaminate(rows, heldout, Decontaminate(ngram=13))
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import regex
+
+from posttrain.curation.contract import Dropped, Row, StepResult, drop
+from posttrain.rows import Example, Message, Prompt, prompt_hash
+from posttrain.settings.pipeline import Decontaminate
+
+STEP = "decontaminate"
+WORD = regex.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class HeldoutIndex:
+    """Held-out prompts, ready to be looked up."""
+
+    by_hash: Mapping[str, str]
+    """Prompt hash → id."""
+    by_ngram: Mapping[tuple[str, ...], tuple[str, ...]]
+    """n-gram → ids of the prompts that hold it."""
+    num_ngrams: Mapping[str, int]
+    """Different n-grams of a prompt, by id."""
+
+
+def decontaminate(
+    rows: Sequence[Row], heldout: Sequence[Prompt], settings: Decontaminate
+) -> StepResult:
+    """Drop rows that ask a held-out prompt at any turn, or hold most n-grams of a long one.
+
+    A hit names the held-out row; for n-grams, the one of which the largest share was found.
+    """
+    index = index_heldout(heldout, settings.ngram)
+    kept: list[Row] = []
+    dropped: list[Dropped] = []
+    for row in rows:
+        exact = _asked(row.example, index)
+        found, share = _overlap(row.example, index, settings.ngram)
+        if exact is not None:
+            dropped.append(drop(row, STEP, "held-out prompt", heldout=exact))
+        elif share >= settings.overlap:
+            reason = f"{settings.ngram}-grams of a held-out prompt"
+            dropped.append(drop(row, STEP, reason, heldout=found, share=round(share, 4)))
+        else:
+            kept.append(row.decide(STEP, "no held-out prompt in it"))
+    return StepResult(kept, dropped, {}, {"heldout": len(heldout)})
+
+
+def index_heldout(heldout: Sequence[Prompt], ngram: int) -> HeldoutIndex:
+    """Look-up tables; of two equal prompts the smaller id is named."""
+    by_hash: dict[str, str] = {}
+    by_ngram: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    num_ngrams: dict[str, int] = {}
+    for prompt in sorted(heldout, key=lambda p: p.id):
+        by_hash.setdefault(prompt_hash(prompt.prompt), prompt.id)
+        grams = _ngrams(prompt.prompt, ngram)
+        num_ngrams[prompt.id] = len(grams)
+        for gram in grams:
+            by_ngram[gram].append(prompt.id)
+    return HeldoutIndex(by_hash, {g: tuple(ids) for g, ids in by_ngram.items()}, num_ngrams)
+
+
+def _asked(example: Example, index: HeldoutIndex) -> str | None:
+    for asked in _prompts(example.messages):
+        found = index.by_hash.get(prompt_hash(asked))
+        if found is not None:
+            return found
+    return None
+
+
+def _prompts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Every prompt inside a dialog: up to each user or tool turn, and each user turn alone."""
+    for end, message in enumerate(messages, start=1):
+        if message.role in ("user", "tool"):
+            yield messages[:end]
+        if message.role == "user":
+            yield (message,)
+
+
+def _overlap(example: Example, index: HeldoutIndex, ngram: int) -> tuple[str, float]:
+    """The held-out prompt of which the example holds the largest share of n-grams."""
+    if not index.by_ngram:
+        return "", 0.0
+    hits = Counter(
+        held for gram in _ngrams(example.messages, ngram) for held in index.by_ngram.get(gram, ())
+    )
+    shares = [(-count / index.num_ngrams[held], held) for held, count in hits.items()]
+    if not shares:
+        return "", 0.0
+    share, held = min(shares)
+    return held, -share
+
+
+def _ngrams(messages: Sequence[Message], ngram: int) -> set[tuple[str, ...]]:
+    """Different runs of `ngram` words within a turn, system prompts left out."""
+    grams: set[tuple[str, ...]] = set()
+    for message in messages:
+        if message.role != "system":
+            words = WORD.findall(message.content.casefold())
+            grams.update(zip(*(words[place:] for place in range(ngram)), strict=False))
+    return grams

@@ -1,0 +1,167 @@
+"""From prompts to requests, and from samples to candidates; seeds come from ids alone.
+
+Knows steering system prompts and the ids of responses. Knows no engine.
+
+    requests = steered_requests(prompts, recipes, workspace, seed=0, round_number=2, top_p=1.0)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from posttrain.errors import BadInput
+from posttrain.generation import Request, Sample
+from posttrain.rows import Candidate, Message, Prompt, stable_seed
+from posttrain.settings.recipe import RecipeSettings
+from posttrain.workspace import Workspace, find_recipe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request with the prompt and the steering it was made from."""
+
+    request: Request
+    prompt: Prompt
+    system_id: str | None
+    first_index: int
+    """Index of its first sample among the prompt's K."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How responses are drawn: what does not depend on the capability."""
+
+    seed: int
+    round: int
+    top_p: float = 1.0
+
+
+def steered_requests(
+    prompts: Iterable[Prompt],
+    recipes: Mapping[str, RecipeSettings],
+    workspace: Workspace,
+    draw: Draw,
+) -> list[Asked]:
+    """K samples for each prompt, shared out over the recipe's steering prompts.
+
+    A recipe with K = 0 takes no part in rejection sampling (section 4.3.5).
+
+    Raises:
+        BadInput: a steering template is missing or does not render.
+    """
+    systems = {name: _systems(workspace, one) for name, one in recipes.items()}
+    asked = []
+    for prompt in prompts:
+        recipe = recipes[prompt.capability]
+        steering = systems[prompt.capability] or [(None, None)]
+        index = 0
+        for place, (system_id, text) in enumerate(steering):
+            n = recipe.k // len(steering) + (place < recipe.k % len(steering))
+            if n == 0:
+                continue
+            messages = prompt.prompt if text is None else _steered(prompt.prompt, text)
+            request = Request(
+                id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
+                messages=messages,
+                n=n,
+                seed=stable_seed(draw.seed, draw.round, prompt.id, system_id),
+                temperature=recipe.temperature,
+                top_p=draw.top_p,
+                max_tokens=recipe.max_tokens,
+                tools=prompt.tools or (),
+            )
+            asked.append(Asked(request, prompt, system_id, index))
+            index += n
+    return asked
+
+
+def plain_requests(
+    prompts: Iterable[Prompt],
+    recipes: Mapping[str, RecipeSettings],
+    draw: Draw,
+    *,
+    n: int,
+    temperature: float,
+) -> list[Asked]:
+    """n unsteered samples for each prompt."""
+    return [
+        Asked(
+            Request(
+                id=prompt.id,
+                messages=prompt.prompt,
+                n=n,
+                seed=stable_seed(draw.seed, draw.round, prompt.id, temperature),
+                temperature=temperature,
+                top_p=draw.top_p,
+                max_tokens=recipes[prompt.capability].max_tokens,
+                tools=prompt.tools or (),
+            ),
+            prompt,
+            None,
+            0,
+        )
+        for prompt in prompts
+    ]
+
+
+def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[Candidate]:
+    """The rows of one request's samples; sample i was drawn with seed + i."""
+    return [
+        Candidate(
+            id=f"{asked.prompt.id}/{asked.first_index + i}",
+            parents=(asked.prompt.id,),
+            prompt_id=asked.prompt.id,
+            messages=(
+                *asked.request.messages,
+                Message(role="assistant", content=sample.text),
+            ),
+            seed=asked.request.seed + i,
+            finish_reason=sample.finish_reason,
+            num_tokens=len(sample.token_ids),
+            system_id=asked.system_id,
+            model=model,
+            capability=asked.prompt.capability,
+        )
+        for i, sample in enumerate(samples)
+    ]
+
+
+def repetition(text: str, size: int = 4) -> float:
+    """Share of a text's word n-grams that occurred before in it; 0 for short texts."""
+    words = text.split()
+    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _steered(prompt: Sequence[Message], text: str) -> tuple[Message, ...]:
+    """The prompt with a steering text in front of its own system prompt, if it has one."""
+    turns = list(prompt)
+    if turns[0].role == "system":
+        text = f"{text}\n\n{turns.pop(0).content}"
+    return (Message(role="system", content=text), *turns)
+
+
+def _systems(
+    workspace: Workspace, recipe: RecipeSettings
+) -> Sequence[tuple[str | None, str | None]]:
+    if not recipe.system_prompts:
+        return ()
+    folder = find_recipe(workspace, recipe.name).folder / "prompts"
+    return [(name, render_template(folder / f"{name}.jinja")) for name in recipe.system_prompts]
+
+
+def render_template(path: Path, **values: object) -> str:
+    """Render a Jinja template of the workspace; every variable must be given.
+
+    Raises:
+        BadInput: missing file, wrong syntax, or a variable without a value.
+    """
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+    try:
+        return environment.from_string(path.read_text()).render(**values).strip()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    except jinja2.TemplateError as error:
+        raise BadInput(f"{path}: {type(error).__name__}: {error}") from error

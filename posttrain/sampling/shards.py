@@ -1,0 +1,81 @@
+"""Generates a long list of requests in shards that are committed one by one.
+
+Knows files and requests. A shard that lies in the folder is read, not sampled again; its name holds
+a hash of its requests, so another list, model settings aside, never meets it. The folder must
+belong to one step: nothing here knows which model an engine holds.
+
+    for request, samples in generate_in_shards(engine, requests, 64, out / "shards", progress):
+        …
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from posttrain.errors import BadInput, Damaged
+from posttrain.generation import Engine, Request, Sample
+from posttrain.rows import content_id
+from posttrain.tables import load_rows, write_rows
+
+
+class _Answer(BaseModel):
+    """One line of a shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    samples: tuple[Sample, ...]
+
+
+def generate_in_shards(
+    engine: Engine,
+    requests: Sequence[Request],
+    shard_size: int,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> Iterator[tuple[Request, list[Sample]]]:
+    """Each request with its samples, in order; what was generated survives a crash.
+
+    Seeds stand in the requests, so they do not depend on the shard size.
+
+    Args:
+        engine: what answers the requests that lie in no shard yet.
+        requests: with distinct ids.
+        shard_size: requests a shard.
+        folder: where the shards are kept.
+        progress: called with the requests done and their total, once a shard.
+
+    Raises:
+        BadInput: two requests have the same id, or the engine refuses one.
+        Damaged: a shard in the folder does not hold its requests.
+    """
+    ids = [request.id for request in requests]
+    if len(set(ids)) < len(ids):
+        twice = next(i for place, i in enumerate(ids) if i in ids[:place])
+        raise BadInput(f"two generation requests have the id {twice}; ids must be distinct")
+    for number, start in enumerate(range(0, len(requests), shard_size)):
+        shard = requests[start : start + shard_size]
+        path = folder / f"{number:05d}-{content_id([_content(r) for r in shard])}.jsonl"
+        if not path.exists():
+            answers = engine.generate(list(shard))
+            pairs = zip(shard, answers, strict=True)
+            write_rows(path, (_Answer(id=r.id, samples=tuple(s)) for r, s in pairs))
+        for request, answer in zip(shard, _read(path, shard), strict=True):
+            yield request, list(answer.samples)
+        progress(start + len(shard), len(requests))
+
+
+def _content(request: Request) -> object:
+    return request.model_dump(mode="json", exclude_none=True)
+
+
+def _read(path: Path, shard: Sequence[Request]) -> list[_Answer]:
+    try:
+        answers = load_rows(path, _Answer)
+    except BadInput as error:
+        raise Damaged(f"{path}: {error}; delete this file and run again") from error
+    expected = [(request.id, request.n) for request in shard]
+    if [(answer.id, len(answer.samples)) for answer in answers] != expected:
+        raise Damaged(f"{path}: it does not hold the requests of its name; delete it and run again")
+    return answers

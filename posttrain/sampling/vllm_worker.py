@@ -1,0 +1,109 @@
+"""The process that holds vLLM: reads one JSON line a message, answers each with one JSON line.
+
+Started by path by `posttrain.sampling.vllm_worker_process`, perhaps with another interpreter, so it
+imports only the standard library and vLLM. Prompts come as token ids: it renders nothing.
+Nothing else may write to the answers' pipe, so what vLLM prints goes to the log.
+
+    {"do": "load", "options": {"model": "rounds/tiny/base"}, "cpu_options": {"enforce_eager": true}}
+    {"do": "generate", "requests": [{"prompt": [1, 2], "params": {"n": 4, "seed": 7}}]}
+    {"do": "reload", "model": "runs/tiny/round-1/policy"}
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from queue import SimpleQueue
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Answer messages until the standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    messages = _messages()
+    first = next(messages)
+    if importlib.util.find_spec("vllm") is None:
+        _answer(answers, event="missing")
+        return
+    llm = _load(first)
+    _answer(answers, event="ready")
+    for message in messages:
+        if message["do"] == "reload":
+            _reload(llm, message["model"])
+            _answer(answers, event="ready")
+            continue
+        try:
+            samples = _generate(llm, message["requests"])
+        except ValueError as error:
+            # vLLM says with ValueError that a request cannot be served; some of the list may be
+            # queued already, so this engine must not be used again.
+            _answer(answers, event="refused", message=str(error))
+            return
+        _answer(answers, event="samples", samples=samples)
+
+
+def _messages() -> Iterator[dict[str, Any]]:
+    """Lines of the standard input. Its end stops the process, even while vLLM is at work."""
+    queue: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            queue.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(queue.get())
+
+
+def _answer(answers: TextIO, **fields: object) -> None:
+    answers.write(json.dumps(fields) + "\n")
+    answers.flush()
+
+
+def _load(message: Mapping[str, Any]) -> Any:
+    vllm = importlib.import_module("vllm")
+    platform = importlib.import_module("vllm.platforms").current_platform
+    extra = message["cpu_options"] if platform.is_cpu() else {}
+    return vllm.LLM(**message["options"], **extra)
+
+
+def _reload(llm: Any, model: str) -> None:
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": model})
+    # vLLM keeps cached prompts of the old weights, which would silently spoil the new samples.
+    if not llm.reset_prefix_cache():
+        raise RuntimeError("vLLM could not empty its prefix cache after loading other weights")
+
+
+def _generate(llm: Any, requests: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """One list of samples a request: token ids, how they ended, and log-probabilities."""
+    sampling = importlib.import_module("vllm.sampling_params")
+    prompts, params = [], []
+    for request in requests:
+        fields = dict(request["params"])
+        bounds = fields.pop("structured_outputs", None)
+        if bounds is not None:
+            fields["structured_outputs"] = sampling.StructuredOutputsParams(**bounds)
+        prompts.append({"prompt_token_ids": request["prompt"]})
+        params.append(sampling.SamplingParams(**fields))
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return [
+        [_sample(one) for one in sorted(output.outputs, key=lambda one: one.index)]
+        for output in outputs
+    ]
+
+
+def _sample(one: Any) -> dict[str, Any]:
+    ids = list(one.token_ids)
+    logprobs = None
+    if one.logprobs is not None:
+        logprobs = [place[token].logprob for place, token in zip(one.logprobs, ids, strict=True)]
+    return {"token_ids": ids, "finish_reason": one.finish_reason, "logprobs": logprobs}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a plan says about the machines that generate text and run programs. Loads nothing heavy.
+
+Knows the sampling engines' settings (a union told apart by `type`) and the sandbox's limits.
+Knows neither engine nor sandbox: `posttrain.sampling.service` and `posttrain.sandbox` read these.
+
+    parse(VllmEngineSettings, {"type": "vllm", "max_model_len": 4096}, "rounds/my.yaml")
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from posttrain.settings.base import Settings
+
+
+class TransformersEngineSettings(Settings):
+    """Sampling with transformers, in the step's own process: small models, no extra install."""
+
+    type: Literal["transformers"] = "transformers"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass. `auto` is float32 on a CPU, else what the weights have."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Responses decoded together. It changes speed and memory, never which seed a sample draws
+    from."""
+
+
+class VllmEngineSettings(Settings):
+    """Sampling with vLLM, in a process of its own that ends with the step."""
+
+    type: Literal["vllm"] = "vllm"
+    python: Path | None = None
+    """Interpreter of the environment that holds vLLM, which pins torch and transformers and so
+    often needs one of its own. None is the running one. posttrain's own needs that the worker
+    imports (pydantic, transformers) must be installed there as well."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """`auto` is the dtype that the model's config names."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Accelerators that share one copy of the model."""
+    data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model, each a worker process with accelerators of its own; requests are dealt
+    out by their place in the list."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of an accelerator's memory for weights and KV cache."""
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """Longest prompt plus response, in tokens. None is what the model's config allows."""
+    quantization: str | None = None
+    """vLLM's name of a quantization, such as `fp8`."""
+    cpu_kv_cache_gb: Annotated[int, Field(ge=1)] = 1
+    """Memory for the KV cache where there is no accelerator."""
+    start_seconds: Annotated[float, Field(gt=0)] = 900.0
+    """How long loading the model may take before the step fails."""
+
+
+EngineSettings = Annotated[
+    TransformersEngineSettings | VllmEngineSettings, Field(discriminator="type")
+]
+
+
+class SandboxLimits(Settings):
+    """What one untrusted program may use."""
+
+    seconds: Annotated[float, Field(gt=0)] = 4.0
+    """CPU time of a process, rounded up to whole seconds."""
+    wall_factor: Annotated[float, Field(ge=1)] = 2.0
+    """Wall clock allowed, as a multiple of `seconds`: a busy machine slows a program without making
+    it wrong, so a verdict should not hang on the wall clock."""
+    memory_mb: Annotated[int, Field(ge=64)] = 512
+    """Address space of a process."""
+    processes: Annotated[int, Field(ge=1)] = 32
+    """Processes and threads at one time."""
+    file_mb: Annotated[int, Field(ge=1)] = 16
+    """Size of one file, and of each of the two folders a program may write to."""
+    open_files: Annotated[int, Field(ge=8)] = 64
+    output_kb: Annotated[int, Field(ge=1)] = 256
+    """Bytes kept of the standard output, and as many of the standard error."""
+    python: Path | None = None
+    """Interpreter that runs the programs. None is the one that the running environment is built
+    on; no installed package is visible in either case."""

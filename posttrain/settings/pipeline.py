@@ -1,0 +1,153 @@
+"""What `data_quality/pipeline.yaml` may say: the order of curation and its thresholds.
+
+Knows every key, its bounds and its default (section 4.2.3 where the paper gives a value, ours
+elsewhere). Order: these defaults < pipeline.yaml < a plan's `pipeline` < `--set`.
+
+    parse(Pipeline, yaml.safe_load(path.read_text()), "data_quality/pipeline.yaml")
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.settings.base import Settings
+
+StepName = Literal[
+    "clean", "exact_duplicates", "quality", "difficulty", "semantic_dedup", "decontaminate", "mix"
+]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+RULES = (
+    "fix_mojibake",
+    "drop_control_tokens",
+    "drop_boilerplate_opening",
+    "strip_emoji",
+    "calm_exclamations",
+    "drop_empty",
+)
+
+
+class Clean(Settings):
+    """Rules that remove or modify rows."""
+
+    rules: tuple[str, ...] = RULES
+    """Functions of `data_quality/rules.py`, applied in this order."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.rules)) < len(self.rules):
+            raise ValueError(f"clean.rules: a rule is listed twice in {list(self.rules)}")
+        return self
+
+
+class Quality(Settings):
+    """Which rows are good enough: two signals, the reward model's and the judge's."""
+
+    rm_top_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of a capability's scored rows that the reward model likes best (the paper's top
+    quartile); rows that tie with the last of them count as well."""
+    use_judge: bool = True
+    """Whether the judge's grades count; a row without a grade never counts as best."""
+    keep: Literal["union", "reward", "judge", "all"] = "union"
+    """Keep rows that either signal, or one of them, calls best; `all` measures and drops none."""
+
+    @model_validator(mode="after")
+    def _judge_is_used(self) -> Self:
+        if self.keep == "judge" and not self.use_judge:
+            raise ValueError("quality.keep: 'judge' needs use_judge: true")
+        return self
+
+
+class Difficulty(Settings):
+    """A three-point scale, 1 the easiest: from the prompt's level, else from its pass rate."""
+
+    level_bounds: tuple[int, int] = (2, 4)
+    """Highest level that is easy (1), and highest that is medium (2)."""
+    pass_rate_bounds: tuple[Share, Share] = (0.75, 0.25)
+    """Of a prompt's K samples: lowest share that passed of an easy prompt, and of a medium one."""
+    unknown: Literal[1, 2, 3] = 2
+    """Difficulty of a row with neither a level nor a pass rate; such rows are counted."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.level_bounds[0] >= self.level_bounds[1]:
+            raise ValueError("difficulty.level_bounds: expected [easy, medium] with easy < medium")
+        if self.pass_rate_bounds[0] <= self.pass_rate_bounds[1]:
+            raise ValueError(
+                "difficulty.pass_rate_bounds: expected [easy, medium] with easy > medium"
+            )
+        return self
+
+
+class Dedup(Settings):
+    """Semantic deduplication inside a capability."""
+
+    embedder: str = "minilm"
+    """`minilm` (comes with the package), or the folder of a sentence-transformers model, relative
+    to the workspace. A threshold belongs to its embedder: change both together."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Keep a row only if its largest cosine to the rows before it is below this."""
+    rule: Literal["kept", "seen"] = "kept"
+    """Compare with rows that were kept, or with every row seen so far; the paper allows both."""
+    max_loss: Share = 0.3
+    """Share of a capability's rows past whose removal the step stops: texts that all look alike
+    to the embedder are no duplicates."""
+    block: Annotated[int, Field(ge=1)] = 1024
+    """Rows compared at a time; memory, not results, depends on it."""
+
+
+class Decontaminate(Settings):
+    """Rows that hold a held-out prompt are dropped."""
+
+    ngram: Annotated[int, Field(ge=2)] = 13
+    """Words in a row that count as a match, for held-out prompts at least that long; shorter
+    prompts are matched whole."""
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a held-out prompt's n-grams that a row must hold to be dropped; lower values hit
+    prompts that only share a template."""
+
+
+class Mix(Settings):
+    """Shares of capabilities by number of examples; a plan's `mix` owns the shares themselves."""
+
+    max_repeat: Annotated[int, Field(ge=1)] = 4
+    """How often SFT may see a row of a small source in an epoch."""
+    max_total: Annotated[int, Field(ge=1)] | None = None
+    """Most examples, repeats counted; None sets no limit."""
+
+
+class Pipeline(Settings):
+    """Curation of one round's examples."""
+
+    order: tuple[StepName, ...] = (
+        "clean",
+        "exact_duplicates",
+        "quality",
+        "difficulty",
+        "semantic_dedup",
+        "decontaminate",
+        "mix",
+    )
+    """Steps to run, in this order; decontaminate is always among them, and mix is the last."""
+    clean: Clean = Clean()
+    quality: Quality = Quality()
+    difficulty: Difficulty = Difficulty()
+    dedup: Dedup = Dedup()
+    decontaminate: Decontaminate = Decontaminate()
+    mix: Mix = Mix()
+
+    @model_validator(mode="after")
+    def _order_makes_sense(self) -> Self:
+        order = self.order
+        if len(set(order)) < len(order):
+            raise ValueError(f"order: a step is listed twice in {list(order)}")
+        if "decontaminate" not in order:
+            raise ValueError("order: decontaminate is missing; held-out prompts must not leak")
+        if not order or order[-1] != "mix":
+            raise ValueError("order: mix comes last, a step after it would change the shares")
+        if "semantic_dedup" in order:
+            later = order[order.index("semantic_dedup") :]
+            for signal in ("quality", "difficulty"):
+                if signal in later:
+                    raise ValueError(f"order: semantic_dedup sorts by {signal}, put {signal} first")
+        return self

@@ -1,0 +1,267 @@
+"""What a plan (`rounds/NAME.yaml`) may say: six rounds of the paper's loop in one file.
+
+Knows every key, its bounds and its default; knows no file system beyond path strings, which
+are relative to the workspace. `posttrain schema` prints this as JSON Schema.
+
+    parse(Plan, yaml.safe_load(open("rounds/tiny.yaml")), "rounds/tiny.yaml")
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.rows import Strength
+from posttrain.settings.base import Settings
+from posttrain.settings.engines import EngineSettings, TransformersEngineSettings
+from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class FileSource(Settings):
+    """Rows of a file in the workspace, or of a `datasets` id."""
+
+    type: Literal["file"] = "file"
+    path: str
+    """A .jsonl or .parquet file."""
+
+
+class HookSource(Settings):
+    """Prompts that a recipe's `prompts` hook yields."""
+
+    type: Literal["hook"]
+    recipe: Name
+    num: Annotated[int, Field(ge=1)]
+    """How many prompts to ask for, before any are held out."""
+    options: dict[str, Any] = {}
+    """Passed to the hook as they stand."""
+
+
+Source = Annotated[FileSource | HookSource, Field(discriminator="type")]
+
+
+class RoundData(Settings):
+    """The data of one round."""
+
+    prompts: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Prompts to rejection-sample responses for."""
+    human: tuple[str, ...] = ()
+    """Files of human-written examples that join from this round on."""
+    preferences: tuple[str, ...] = ()
+    """Files of judged pairs. Without any, the round waits for the answers to the tasks that the
+    round before published."""
+    tasks: tuple[Source, ...] = ()
+    """Prompts for the next round's preference tasks; the last round publishes none."""
+
+
+class Bootstrap(Settings):
+    """Round 0: the base, fine-tuned on human-written examples, is round 1's policy."""
+
+    human: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: tuple[Source, ...] = ()
+
+
+class Splits(Settings):
+    """Shares of all prompts, by hash, that are never trained on."""
+
+    dev: Share = 0.1
+    """Gates and choices look at these."""
+    test: Share = 0.1
+    """Only ever reported."""
+
+    @model_validator(mode="after")
+    def _leave_something(self) -> Self:
+        if self.dev + self.test >= 1:
+            raise ValueError("dev and test together leave nothing to train on")
+        return self
+
+
+class Chat(Settings):
+    """How dialogs become text."""
+
+    template: str | None = None
+    """A Jinja chat template with generation markers; None takes the base tokenizer's own."""
+
+
+class FileAnnotator(Settings):
+    """People: their answers come as a file; until it is there the round waits (exit code 3)."""
+
+    type: Literal["file"] = "file"
+
+
+class SimulatedAnnotator(Settings):
+    """Simulated people, for tests and the tiny plan."""
+
+    type: Literal["simulated"]
+    rules: str
+    """A Python file with `utility` and `edit`."""
+    flip: Share = 0.1
+    """Share of judgments that are turned around."""
+    edit: Share = 0.3
+    """Share of chosen responses that get an edit, where the rules offer one."""
+
+
+Annotator = Annotated[FileAnnotator | SimulatedAnnotator, Field(discriminator="type")]
+
+
+class NoJudge(Settings):
+    """No judge: quality is the reward model's score alone."""
+
+    type: Literal["none"] = "none"
+
+
+class SimulatedJudge(Settings):
+    """A simulated judge, for tests and the tiny plan."""
+
+    type: Literal["simulated"]
+    rules: str
+    """A Python file with `grade`."""
+
+
+Judge = Annotated[NoJudge | SimulatedJudge, Field(discriminator="type")]
+
+
+class Sampling(Settings):
+    """Rejection sampling (section 4.2.2); K, temperature and length come from the recipes."""
+
+    engine: EngineSettings = TransformersEngineSettings()
+    shard_size: Annotated[int, Field(ge=1)] = 64
+    """Prompts that are committed to disk together."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Selection(Settings):
+    """Which of K responses goes on: the gates, then the reward model (section 4.2.2)."""
+
+    require_stop: bool = True
+    """Drop responses that were cut at the length limit."""
+    max_repetition: Share = 0.5
+    """Drop responses in which a larger share of 4-grams are repeats."""
+    keep: Annotated[int, Field(ge=1)] = 1
+    """How many of the best responses to a prompt go on."""
+    history: Annotated[int, Field(ge=0)] = 5
+    """How many earlier rounds' chosen responses are scored and curated again beside this
+    round's."""
+
+
+class Evaluation(Settings):
+    """How models are measured on held-out prompts."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Prompts of which the dev and test shares are kept."""
+    num_samples: Annotated[int, Field(ge=1)] = 4
+    """Samples per prompt at `temperature`, beside one greedy response."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
+
+
+class Gate(Settings):
+    """A round whose dev pass rate regresses too far is not promoted."""
+
+    tolerance: Share = 0.02
+    """Largest accepted drop of the mean dev pass rate against the best round so far."""
+
+
+class Tasks(Settings):
+    """Preference tasks for the next round: two responses from two different models."""
+
+    models: Annotated[tuple[Literal["variants", "previous"], ...], Field(min_length=1)] = (
+        "variants",
+        "previous",
+    )
+    """Where the pair's models come from, prompt by prompt in turn: two DPO variants of this
+    round, or this round's policy beside the last one's."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Keep(Settings):
+    """Which weights outlive their round; `posttrain gc` removes the others, never their manifests."""
+
+    members: bool = False
+    """The variants, once their average exists."""
+    reward: Annotated[int, Field(ge=1)] = 1
+    """Newest averaged reward models."""
+    sft: Annotated[int, Field(ge=1)] = 1
+    """Newest averaged SFT models."""
+    policy: Annotated[int, Field(ge=1)] = 6
+    """Newest averaged DPO models; the promoted one always stays."""
+
+
+class Resources(Settings):
+    """Circumstances: nothing here makes a finished step stale."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast for training; `auto` asks the machine once a run and remembers the answer."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows a device takes at a time; None takes the whole batch."""
+    gradient_checkpointing: bool = False
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Optimizer steps between checkpoints to resume from."""
+    worker: Literal["auto", "shared", "step"] = "auto"
+    """One process for each heavy step, or one shared by a round's steps; `auto` shares only on a
+    machine without an accelerator."""
+    sandbox_workers: Annotated[int, Field(ge=1)] = 2
+    min_free_gib: Annotated[float, Field(ge=0)] = 1.0
+    """Disk space that must stay free beside what a step is expected to write."""
+    reject_share: Share = 0.05
+    """Share of malformed input rows past which a step stops."""
+
+
+class Plan(Settings):
+    """Rounds of post-training on one base."""
+
+    base: str
+    """The pre-trained checkpoint: a folder in the workspace, or an absolute path."""
+    title: str = ""
+    simulated: str = ""
+    """What in this plan is simulated; shown wherever its results are."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    chat: Chat = Chat()
+    splits: Splits = Splits()
+    mix: Annotated[dict[Name, Share], Field(min_length=1)]
+    """Capability (a recipe's name) → wanted share of the SFT examples; sums to 1."""
+    recipes: dict[Name, dict[str, Any]] = {}
+    """Overrides of recipe.yaml, e.g. `{math: {k: 16}}`."""
+    pipeline: dict[str, Any] = {}
+    """Overrides of data_quality/pipeline.yaml."""
+    bootstrap: Bootstrap
+    rounds: Annotated[tuple[RoundData, ...], Field(min_length=1)]
+    annotator: Annotator = FileAnnotator()
+    judge: Judge = NoJudge()
+    min_strength: Strength = Strength.BETTER
+    """Weakest preference that the reward model and DPO train on."""
+    max_similarity: Share = 0.95
+    """Pairs whose responses are more alike (character-level ratio) are dropped."""
+    reward: RewardSettings = RewardSettings()
+    sampling: Sampling = Sampling()
+    selection: Selection = Selection()
+    sft: SftSettings = SftSettings()
+    dpo: DpoSettings = DpoSettings()
+    evaluation: Evaluation
+    gate: Gate = Gate()
+    tasks: Tasks = Tasks()
+    keep: Keep = Keep()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        total = sum(self.mix.values())
+        if abs(total - 1) > 0.005:
+            raise ValueError(f"mix: shares sum to {total:.4f}, expected 1")
+        strangers = sorted(set(self.recipes) - set(self.mix))
+        if strangers:
+            raise ValueError(f"recipes.{strangers[0]}: not in mix, which has {sorted(self.mix)}")
+        if "variants" in self.tasks.models and len(self.dpo.variants) < 2:
+            raise ValueError("tasks.models: 'variants' needs at least two dpo.variants")
+        data: list[tuple[str, Bootstrap | RoundData]] = [("bootstrap", self.bootstrap)]
+        data += [(f"rounds.{i}", one) for i, one in enumerate(self.rounds)]
+        for (name, before), this in zip(data, self.rounds, strict=False):
+            if not this.preferences and not before.tasks:
+                raise ValueError(
+                    f"{name}.tasks: the next round lists no preferences, so tasks are needed here"
+                )
+        return self

@@ -1,0 +1,148 @@
+"""The literals of each step of a round: what the controller writes and a stage reads.
+
+Everything here is identity: a change makes the step stale. The controller builds these from
+the plan and the recipes, so that a stage never reads the plan itself.
+"""
+
+from typing import Any
+
+from posttrain.rows import Strength
+from posttrain.settings.base import Settings
+from posttrain.settings.pipeline import Pipeline
+from posttrain.settings.plan import (
+    Annotator,
+    Evaluation,
+    Gate,
+    Judge,
+    Sampling,
+    Selection,
+    Source,
+    Splits,
+    Tasks,
+)
+from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
+
+Recipes = dict[str, RecipeSettings]
+
+
+class PromptsStage(Settings):
+    """Collect a round's prompts, or (round 0) the held-out ones."""
+
+    round: int
+    seed: int
+    sources: tuple[Source, ...]
+    splits: Splits
+    held_out: bool
+    recipes: Recipes
+
+
+class PreferencesStage(Settings):
+    """Turn the answers to tasks, and a plan's own files, into checked preferences."""
+
+    round: int
+    seed: int
+    annotator: Annotator
+    splits: Splits
+    max_similarity: float
+    recipes: Recipes
+
+
+class RewardStage(Settings):
+    """One member of the reward model."""
+
+    reward: RewardSettings
+    min_strength: Strength
+
+
+class SftStage(Settings):
+    """One member of the SFT model, or the bootstrap policy."""
+
+    sft: SftSettings
+
+
+class DpoStage(Settings):
+    """One member of the DPO model."""
+
+    dpo: DpoSettings
+    min_strength: Strength
+
+
+class AverageStage(Settings):
+    """The mean of a stage's members."""
+
+    members: tuple[str, ...]
+    weights: dict[str, float] | None
+
+
+class SampleStage(Settings):
+    """K responses to each prompt."""
+
+    round: int
+    seed: int
+    sampling: Sampling
+    recipes: Recipes
+
+
+class ScoreStage(Settings):
+    """Reward model's scores."""
+
+
+class SelectStage(Settings):
+    """Gates and best of K."""
+
+    round: int
+    selection: Selection
+    recipes: Recipes
+    judge: Judge
+
+
+class CurateStage(Settings):
+    """Cleaning, quality, difficulty, duplicates and the mix."""
+
+    round: int
+    seed: int
+    pipeline: Pipeline
+    mix: dict[str, float]
+
+
+class MeasureStage(Settings):
+    """Pass rates on held-out prompts."""
+
+    seed: int
+    evaluation: Evaluation
+    sampling: Sampling
+    recipes: Recipes
+    mix: dict[str, float]
+
+
+class MeasureRewardStage(Settings):
+    """Accuracy of the reward model on held-out pairs."""
+
+
+class GateStage(Settings):
+    """Promote this round's model, or keep the best one so far."""
+
+    round: int
+    gate: Gate
+    candidate: str
+    """Address of the model this round made."""
+
+
+class TasksStage(Settings):
+    """Pairs of responses for people to judge."""
+
+    round: int
+    seed: int
+    sources: tuple[Source, ...]
+    splits: Splits
+    tasks: Tasks
+    sampling: Sampling
+    recipes: Recipes
+
+
+def literals(settings: Settings) -> dict[str, Any]:
+    """A stage's settings as the JSON values that enter its fingerprint."""
+    return settings.model_dump(mode="json")
+
+

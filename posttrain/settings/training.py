@@ -1,0 +1,115 @@
+"""Settings of the three trainers and of the averaging that closes each stage.
+
+Defaults are the paper's where it names a value (sections 4.1.2 to 4.1.5) and ours elsewhere.
+
+    SftSettings(learning_rate=1e-5, variants={"a": {}, "b": {"data_seed": 1}})
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.settings.base import Settings, parse
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
+
+
+class Lora(Settings):
+    """Low-rank adapters; merged into full weights before anything is published."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] = ("all-linear",)
+
+
+class Average(Settings):
+    """How the members of a stage become one model (section 4.1.5)."""
+
+    method: Literal["uniform", "weighted"] = "uniform"
+    weights: dict[VariantName, Annotated[float, Field(ge=0)]] = {}
+    """For `weighted`: one weight a variant."""
+
+
+class TrainingSettings(Settings):
+    """What every trainer has."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Rows (pairs for the reward model and DPO) an optimizer step."""
+    max_length: Annotated[int, Field(ge=8)] = 4096
+    """Tokens a row may have; longer rows are dropped and counted, never cut."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: int = 0
+    """Initial weights and dropout. Reward variants share it: two random heads have no average."""
+    data_seed: int = 0
+    """Order of the rows."""
+    lora: Lora | None = None
+    variants: Annotated[dict[VariantName, dict[str, Any]], Field(min_length=1)] = {
+        "a": {},
+        "b": {"data_seed": 1},
+    }
+    """Name → the settings in which this member of the average differs."""
+    average: Average = Average()
+
+    def variant(self, name: str) -> Self:
+        """The settings of one member: these, with the variant's differences.
+
+        Raises:
+            BadInput: the variant names an unknown key or a wrong value.
+        """
+        merged = {**self.model_dump(exclude={"variants"}), **self.variants[name]}
+        whole = {**merged, "variants": {name: {}}, "average": {}}
+        return parse(type(self), whole, f"variants.{name}")
+
+    @model_validator(mode="after")
+    def _variants_parse(self) -> Self:
+        known = set(type(self).model_fields) - {"variants", "average"}
+        for name, differences in self.variants.items():
+            wrong = sorted(set(differences) - known)
+            if wrong:
+                raise ValueError(f"variants.{name}.{wrong[0]}: unknown key; known: {sorted(known)}")
+            merged = {**self.model_dump(exclude={"variants"}), **differences}
+            if differences:
+                type(self).model_validate({**merged, "variants": {name: {}}, "average": {}})
+        if self.average.method == "weighted" and set(self.average.weights) != set(self.variants):
+            raise ValueError(
+                f"average.weights: expected one weight for each of {sorted(self.variants)}"
+            )
+        return self
+
+
+class RewardSettings(TrainingSettings):
+    """The reward model, from the pre-trained base, without margin (section 4.1.2)."""
+
+    @model_validator(mode="after")
+    def _one_head(self) -> Self:
+        for name, differences in self.variants.items():
+            if "seed" in differences:
+                raise ValueError(
+                    f"variants.{name}.seed: reward variants share the seed of their random head; "
+                    "vary data_seed or hyperparameters"
+                )
+        return self
+
+
+class SftSettings(TrainingSettings):
+    """Supervised fine-tuning from the pre-trained base; prompts masked (section 4.1.3)."""
+
+
+class DpoSettings(TrainingSettings):
+    """Direct preference optimisation on the SFT model (section 4.1.4)."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    nll_weight: Annotated[float, Field(ge=0)] = 0.2
+    """Weight of the negative log-likelihood of the chosen response (a mean per sequence)."""
+    mask_format_tokens: bool = True
+    """Leave header and termination tokens out of the DPO term (never out of the NLL term)."""
+    max_chosen_drop: Annotated[float, Field(gt=0)] = 20.0
+    """Guard: nats by which the mean chosen log-probability may fall below the reference's."""

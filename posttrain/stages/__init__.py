@@ -1,0 +1,1 @@
+"""One file per step of the paper, each a plain function run(inputs, settings, out)."""

@@ -1,0 +1,116 @@
+"""Reads the answers to the last round's tasks, and the plan's own files, into checked preferences.
+
+Ties and skips stay in `judgments.jsonl` and become no preference. Pairs are split by prompt into
+`train`, `dev` and `test`; pairs whose responses are nearly alike are dropped and counted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from posttrain.annotation import people_from, preference_of, similarity, simulate
+from posttrain.errors import BadInput
+from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.recipes import StepHandle, open_recipes, verify_all
+from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
+from posttrain.sandbox import Sandbox
+from posttrain.settings.engines import SandboxLimits
+from posttrain.settings.plan import SimulatedAnnotator
+from posttrain.settings.stages import PreferencesStage
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import load_rows, read_table
+from posttrain.workspace import load_functions
+
+
+def run(inputs: Inputs, settings: PreferencesStage, out: Output) -> None:
+    """Write `train.jsonl`, `dev.jsonl`, `test.jsonl`, and `judgments.jsonl` where there are any."""
+    forbidden = control_tokens(load_tokenizer(inputs["base"]))
+    found: list[Preference] = []
+    rows_in = 0
+    for path in inputs.named("preferences:").values():
+        table = read_table(path, Preference, forbidden)
+        table.check_share(inputs.resources.reject_share)
+        out.reject(table.rejects)
+        found += table.rows
+        rows_in += len(table.rows) + len(table.rejects)
+    if "tasks" in inputs.paths:
+        tasks = {task.id: task for task in load_rows(inputs["tasks"] / "tasks.jsonl", Task)}
+        judgments, malformed = _answers(inputs, settings, list(tasks.values()), out)
+        out.write("judgments", judgments)
+        rows_in += len(judgments) + malformed
+        found += _from_judgments(tasks, judgments, out)
+    by_split: dict[Split, list[Preference]] = {"train": [], "dev": [], "test": []}
+    known: set[str] = set()
+    for row in found:
+        reason = _reason_to_drop(row, known, settings)
+        if reason:
+            out.drop(row.id, reason)
+            continue
+        known.add(row.id)
+        row = row if row.batch else row.model_copy(update={"batch": f"round-{settings.round}"})
+        split = split_of(row.prompt, settings.splits.dev, settings.splits.test)
+        by_split[split].append(row)
+    for name, rows in by_split.items():
+        out.write(name, rows)
+    out.part("preferences", rows_in, sum(map(len, by_split.values())))
+
+
+def _reason_to_drop(row: Preference, known: set[str], settings: PreferencesStage) -> str | None:
+    if row.id in known:
+        return f"duplicate id: {row.id}"
+    if row.capability not in settings.recipes:
+        return f"unknown capability: {row.capability}"
+    best_first = row.ranking()
+    likeness = similarity(best_first[0], best_first[-1])
+    if likeness > settings.max_similarity:
+        return f"responses too similar: {likeness:.3f}"
+    return None
+
+
+def _answers(
+    inputs: Inputs, settings: PreferencesStage, tasks: Sequence[Task], out: Output
+) -> tuple[list[Judgment], int]:
+    if not isinstance(settings.annotator, SimulatedAnnotator):
+        return _answers_of_people(inputs["answers"], inputs.resources.reject_share, out)
+    annotator = settings.annotator
+    recipes = open_recipes(inputs.workspace, settings.recipes)
+    handle = StepHandle(Sandbox(SandboxLimits()), settings.seed)
+
+    def verify(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
+        verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)
+        return [verdict is not None and verdict.passed for verdict in verdicts]
+
+    people = people_from(load_functions(inputs["people"]), annotator.flip, annotator.edit)
+    return simulate(tasks, people, verify, settings.seed), 0
+
+
+def _answers_of_people(path: Path, share: float, out: Output) -> tuple[list[Judgment], int]:
+    table = read_table(path, Judgment)
+    table.check_share(share)
+    out.reject(table.rejects)
+    return table.rows, len(table.rejects)
+
+
+def _from_judgments(
+    tasks: dict[str, Task], judgments: Sequence[Judgment], out: Output
+) -> list[Preference]:
+    found = []
+    for judgment in judgments:
+        task = tasks.get(judgment.task)
+        if task is None:
+            raise BadInput(
+                f"judgment {judgment.id} answers task {judgment.task}, which this run never "
+                "published; do the answers belong to another plan or round?"
+            )
+        try:
+            row = preference_of(task, judgment)
+        except ValidationError as error:
+            reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            out.drop(judgment.id, f"no ranking: {reason}", parents=[task.id])
+            continue
+        if row is None:
+            out.drop(judgment.id, f"{judgment.choice}: a judgment, no preference")
+        else:
+            found.append(row)
+    return found

@@ -1,0 +1,109 @@
+"""Rejection sampling, second half: the gates, then the best of K by the reward model (4.2.2).
+
+A prompt where nothing passes goes to `hard.jsonl` with its best attempt.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from posttrain.hooks import Grade, Verdict
+from posttrain.judging import Judge, open_judge
+from posttrain.recipes import StepHandle, open_recipes, verify_all
+from posttrain.responses import repetition
+from posttrain.rows import Candidate, Prompt, content_id
+from posttrain.sandbox import Sandbox
+from posttrain.settings.engines import SandboxLimits
+from posttrain.settings.plan import Selection
+from posttrain.settings.stages import SelectStage
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import load_rows
+from posttrain.workspace import load_functions
+
+
+def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
+    """Write `selected.jsonl` (with score, verdict, grade and pass rate) and `hard.jsonl`."""
+    prompts = {p.id: p for p in load_rows(inputs["prompts"] / "train.jsonl", Prompt)}
+    rows = load_rows(inputs["score"] / "responses.jsonl", Candidate)
+    verdicts = verify_all(
+        open_recipes(inputs.workspace, settings.recipes),
+        [(row, prompts[row.prompt_id]) for row in rows],
+        StepHandle(Sandbox(SandboxLimits()), 0),
+        inputs.resources.sandbox_workers,
+    )
+    groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        groups[row.prompt_id].append((row, verdict))
+    judge = _open_judge(inputs)
+    selected, hard = [], []
+    for prompt_id, group in groups.items():
+        passing = _through_gates(group, settings.selection, out)
+        passing.sort(key=_best_first)
+        rate = sum(v is None or v.passed for _, v in group) / len(group)
+        best = passing[: settings.selection.keep]
+        for row in passing[settings.selection.keep :]:
+            out.drop(row.id, "not the best of K", score=row.score)
+        if not best:
+            attempt = min((row for row, _ in group), key=_best_first)
+            hard.append(_with(attempt, passed=False, pass_rate=rate))
+        for row in best:
+            passed = _verdict_of(group, row)
+            selected.append(
+                _with(
+                    row,
+                    passed=passed,
+                    pass_rate=rate,
+                    grade=_graded(judge, row, prompts[prompt_id], passed is not False),
+                    round=settings.round,
+                    level=prompts[prompt_id].level,
+                )
+            )
+    out.write("selected", selected)
+    out.write("hard", hard)
+    out.part("select", len(rows), len(selected))
+    out.metrics(
+        prompts=len(prompts),
+        hard_prompts=len(hard),
+        pass_rate=sum(v is None or v.passed for v in verdicts) / max(1, len(verdicts)),
+    )
+
+
+def _through_gates(
+    group: Sequence[tuple[Candidate, Verdict | None]], gates: Selection, out: Output
+) -> list[Candidate]:
+    through = []
+    for row, verdict in group:
+        if gates.require_stop and row.finish_reason != "stop":
+            out.drop(row.id, "cut at the length limit")
+        elif not row.response.strip():
+            out.drop(row.id, "empty response")
+        elif repetition(row.response) > gates.max_repetition:
+            out.drop(row.id, "repetitive")
+        elif verdict is not None and not verdict.passed:
+            out.drop(row.id, "verifier", evidence=verdict.evidence)
+        else:
+            through.append(row)
+    return through
+
+
+def _best_first(row: Candidate) -> tuple[float, str]:
+    """By score; equal scores by hash, so that no order of sampling is favoured."""
+    assert row.score is not None
+    return -row.score, content_id(row.id)
+
+
+def _verdict_of(
+    group: Sequence[tuple[Candidate, Verdict | None]], row: Candidate
+) -> bool | None:
+    verdict = next(v for candidate, v in group if candidate.id == row.id)
+    return None if verdict is None else verdict.passed
+
+
+def _graded(
+    judge: Judge | None, row: Candidate, prompt: Prompt, passed: bool
+) -> Mapping[str, object] | None:
+    grade: Grade | None = judge.grade(row, prompt, passed) if judge is not None else None
+    return None if grade is None else {"score": grade.score, "maximum": grade.maximum}
+
+
+def _with(row: Candidate, **columns: object) -> Candidate:
+    return row.model_copy(update=columns)

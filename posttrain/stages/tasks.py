@@ -1,0 +1,123 @@
+"""Publishes preference tasks for the next round: two responses from two different models (4.2.1).
+
+Which two models answer takes turns, prompt by prompt; which response is shown first is drawn from
+the task's id, so that nobody can tell a model by its side.
+"""
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.recipes import StepHandle, collect_prompts, open_recipes
+from posttrain.responses import Draw, plain_requests
+from posttrain.rows import Message, Prompt, Task, content_id, stable_seed
+from posttrain.sampling.service import open_engine
+from posttrain.sampling.shards import generate_in_shards
+from posttrain.sandbox import Sandbox
+from posttrain.settings.engines import SandboxLimits
+from posttrain.settings.stages import TasksStage
+from posttrain.steps.output import Inputs, Output
+from posttrain.steps.worker import WORK
+from posttrain.tables import read_json
+
+
+def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
+    """Write `tasks.jsonl`; answers are rows of `posttrain.rows.Judgment`."""
+    collected = collect_prompts(
+        settings.sources,
+        open_recipes(inputs.workspace, settings.recipes),
+        inputs.workspace,
+        StepHandle(Sandbox(SandboxLimits()), settings.seed),
+        round_number=settings.round + 1,
+        splits=settings.splits,
+        forbidden=control_tokens(load_tokenizer(inputs["base"])),
+    )
+    out.reject(collected.rejects)
+    for prompt in collected.duplicates:
+        out.drop(prompt.id, "equal prompt")
+    prompts = [p for split in collected.by_split.values() for p in split]
+    prompts.sort(key=lambda p: content_id(p.id))
+    pairs = _pairs(inputs, settings)
+    answers: dict[tuple[str, str], str] = {}
+    for model in sorted({model for pair in pairs for model in pair}):
+        mine = [p for p, pair in zip(prompts, cycle(pairs), strict=False) if model in pair]
+        answers.update(_answers(inputs, settings, out, model, mine))
+    tasks = []
+    for prompt, (first, second) in zip(prompts, cycle(pairs), strict=False):
+        if stable_seed(settings.seed, prompt.id) % 2:
+            first, second = second, first
+        texts = answers[first, prompt.id], answers[second, prompt.id]
+        if not all(text.strip() for text in texts):
+            out.drop(prompt.id, "empty response")
+            continue
+        models = _address(inputs[first]), _address(inputs[second])
+        tasks.append(_task(prompt, texts, models, settings.round))
+    out.write("tasks", tasks)
+    total = len(prompts) + len(collected.duplicates) + len(collected.rejects)
+    out.part("tasks", total, len(tasks))
+
+
+def _pairs(inputs: Inputs, settings: TasksStage) -> list[tuple[str, str]]:
+    """Names of the inputs whose models meet."""
+    pairs = []
+    for kind in settings.tasks.models:
+        if kind == "variants":
+            names = list(inputs.named("variant:"))
+            pairs += [(a, b) for a, b in zip(names, names[1:], strict=False)]
+        else:
+            pairs.append(("policy", "previous"))
+    return pairs
+
+
+def _answers(
+    inputs: Inputs, settings: TasksStage, out: Output, model: str, prompts: Sequence[Prompt]
+) -> dict[tuple[str, str], str]:
+    draw = Draw(stable_seed(settings.seed, "tasks", _address(inputs[model])), settings.round)
+    asked = plain_requests(
+        prompts, settings.recipes, draw, n=1, temperature=settings.tasks.temperature
+    )
+    folder = inputs[model] / "model"
+    engine = open_engine(
+        settings.sampling.engine,
+        folder if folder.is_dir() else inputs[model],
+        inputs.paths.get("template"),
+    )
+    try:
+        shards = out.path / WORK / model.replace(":", "-")
+        answered = generate_in_shards(
+            engine,
+            [one.request for one in asked],
+            settings.sampling.shard_size,
+            shards,
+            out.progress,
+        )
+        return {(model, request.id): samples[0].text for request, samples in answered}
+    finally:
+        engine.close()
+
+
+def _task(
+    prompt: Prompt, texts: tuple[str, str], models: tuple[str, str], round_number: int
+) -> Task:
+    a, b = ((Message(role="assistant", content=text),) for text in texts)
+    return Task.model_validate(
+        {
+            "id": f"round-{round_number}/{prompt.id}",
+            "parents": (prompt.id,),
+            "prompt": prompt.prompt,
+            "a": a,
+            "b": b,
+            "model_a": models[0],
+            "model_b": models[1],
+            "capability": prompt.capability,
+            "batch": f"round-{round_number + 1}",
+            "reference": prompt.reference,
+            "level": prompt.level,
+        }
+    )
+
+
+def _address(folder: Path) -> str:
+    manifest = folder / "manifest.json"
+    return str(read_json(manifest)["address"]) if manifest.is_file() else "base"

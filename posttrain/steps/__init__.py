@@ -1,0 +1,1 @@
+"""Steps: fingerprints, manifests, drift, locks and processes. Knows no step of the paper."""

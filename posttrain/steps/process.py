@@ -1,0 +1,149 @@
+"""Starts workers under a guard, gives them jobs and tells how each ended.
+
+    with WorkerPool(shared=True, threads=1) as pool:
+        pool.run(job, on_progress)
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from posttrain import errors
+from posttrain.errors import PosttrainError, StepFailed
+from posttrain.steps import guard
+from posttrain.steps.job import Job
+
+_LOG_TAIL_LINES = 15
+
+
+class Worker:
+    """One worker process, its guard, and the pipe whose end means we are gone."""
+
+    def __init__(self, threads: int) -> None:
+        life_read, self._life = os.pipe()
+        command = [sys.executable, "-m", "posttrain.steps.worker"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", guard.__file__, str(life_read), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[life_read],
+            start_new_session=True,
+            env=_environment(threads),
+        )
+        os.close(life_read)
+
+    def run(self, job: Job, on_progress: Callable[[int, int], None]) -> None:
+        """Run one job to its end.
+
+        Raises:
+            PosttrainError: what the step raised, or StepFailed with the end of its log.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        try:
+            stdin.write(job.model_dump_json() + "\n")
+            stdin.flush()
+            for line in stdout:
+                answer = json.loads(line)
+                if answer["event"] == "done":
+                    return
+                if answer["event"] == "error":
+                    raise _error(answer["kind"], answer["message"])
+                on_progress(answer["done"], answer["total"])
+        except BrokenPipeError:
+            pass
+        status = self._process.wait()
+        raise StepFailed(_last_words(job, status))
+
+    def alive(self) -> bool:
+        """Whether it can take another job."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the worker and everything below it."""
+        os.close(self._life)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+class WorkerPool:
+    """Workers for the steps of one command: one for all, or a fresh one for each."""
+
+    def __init__(self, shared: bool, threads: int) -> None:
+        self._shared, self._threads = shared, threads
+        self._worker: Worker | None = None
+
+    def run(self, job: Job, on_progress: Callable[[int, int], None]) -> None:
+        """Run a job in the shared worker, or in one of its own."""
+        if self._worker is None:
+            self._worker = Worker(self._threads)
+        try:
+            self._worker.run(job, on_progress)
+        except PosttrainError:
+            self.close()
+            raise
+        if not self._shared:
+            self.close()
+
+    def close(self) -> None:
+        """End the worker, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def has_accelerator() -> bool:
+    """Whether the machine shows a GPU, told without loading torch."""
+    return any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/kfd", "/dev/accel0"))
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """A worker never calls out, and its threads do not spin against each other."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def _error(kind: str, message: str) -> PosttrainError:
+    found = vars(errors).get(kind)
+    is_ours = isinstance(found, type) and issubclass(found, PosttrainError)
+    return found(message) if is_ours and found is not None else StepFailed(message)
+
+
+def _last_words(job: Job, status: int) -> str:
+    ending = f"killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+    log = Path(job.log)
+    tail = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:] if log.is_file() else []
+    lines = [
+        f"{job.address}: its process was {ending} before it was done; what it had finished is "
+        f"kept, run the same command to continue (log: {log})",
+        *(f"  | {line}" for line in tail),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""Tables of rows on disk: JSONL and Parquet in, JSONL out; nothing malformed is skipped silently.
+
+Knows files, lines and reasons. Knows no step: where a table belongs is the caller's affair.
+
+    table = read_table(path, Preference, forbidden=control_tokens(tokenizer))
+    table.rows, table.rejects
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from posttrain.errors import BadInput
+
+RowT = TypeVar("RowT", bound=BaseModel)
+_EXCERPT = 300
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that could not be read."""
+
+    file: str
+    line: int
+    """1 for the first row."""
+    reason: str
+    excerpt: str = ""
+
+
+@dataclass(frozen=True)
+class Table(Generic[RowT]):
+    """What a file held."""
+
+    rows: list[RowT]
+    rejects: list[Reject]
+
+    def check_share(self, allowed: float) -> None:
+        """Stop when too much of the file is malformed.
+
+        Raises:
+            BadInput: naming the share and the first rejects.
+        """
+        total = len(self.rows) + len(self.rejects)
+        if len(self.rejects) > allowed * total:
+            first = self.rejects[0]
+            raise BadInput(
+                f"{first.file}: {len(self.rejects)} of {total} rows are malformed, more than the "
+                f"allowed {allowed:.0%} (resources.reject_share); the first: line {first.line}: "
+                f"{first.reason}"
+            )
+
+
+def read_table(path: Path, kind: type[RowT], forbidden: Iterable[str] = ()) -> Table[RowT]:
+    """Read every row of a file as `kind`; whatever does not fit becomes a reject.
+
+    Args:
+        path: a .jsonl or .parquet file.
+        kind: the row's class.
+        forbidden: texts that no message may contain, such as `<|eot_id|>`.
+
+    Raises:
+        BadInput: the file is missing, or of another format.
+    """
+    rows: list[RowT] = []
+    rejects: list[Reject] = []
+    seen: dict[str, int] = {}
+    banned = tuple(forbidden)
+    for number, raw in enumerate(_raw_rows(path), 1):
+        row = _parse(raw, kind, banned)
+        if isinstance(row, str):
+            rejects.append(Reject(path.name, number, row, str(raw)[:_EXCERPT]))
+            continue
+        row_id = str(row.model_dump(include={"id"}).get("id", ""))
+        if row_id and row_id in seen:
+            reason = f"id {row_id} was already used in line {seen[row_id]}"
+            rejects.append(Reject(path.name, number, reason, str(raw)[:_EXCERPT]))
+            continue
+        seen[row_id] = number
+        rows.append(row)
+    return Table(rows, rejects)
+
+
+def load_rows(path: Path, kind: type[RowT]) -> list[RowT]:
+    """Rows of a table we published ourselves: a malformed one is an error.
+
+    Raises:
+        BadInput: the first malformed row.
+    """
+    table = read_table(path, kind)
+    table.check_share(0.0)
+    return table.rows
+
+
+def write_rows(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> int:
+    """Write JSONL so that the file is whole or absent; the number of rows."""
+    count = 0
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(_line(row))
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return count
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write one JSON document so that the file is whole or absent."""
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        BadInput: missing, damaged or no object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{path}: expected a JSON object")
+    return value
+
+
+def _line(row: BaseModel | Mapping[str, Any]) -> str:
+    value = row.model_dump(mode="json", exclude_none=True) if isinstance(row, BaseModel) else row
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _raw_rows(path: Path) -> Iterator[object]:
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    if path.suffix not in (".jsonl", ".json"):
+        raise BadInput(f"{path}: expected a .jsonl or .parquet file")
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield line
+
+
+def _parquet_rows(path: Path) -> Iterator[object]:
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        for batch in table.iter_batches():
+            for row in batch.to_pylist():
+                yield {key: value for key, value in row.items() if value is not None}
+    except pyarrow.ArrowInvalid as error:
+        raise BadInput(f"{path}: no readable Parquet file ({error})") from error
+
+
+def _parse(raw: object, kind: type[RowT], banned: tuple[str, ...]) -> RowT | str:
+    """The row, or why there is none."""
+    data = raw
+    if isinstance(raw, bytes):
+        try:
+            data = json.loads(raw)
+        except UnicodeDecodeError as error:
+            return f"not UTF-8 at byte {error.start}"
+        except ValueError as error:
+            return f"no valid JSON: {error}"
+    if not isinstance(data, dict):
+        return f"expected a JSON object, found {type(data).__name__}"
+    try:
+        row = kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{place}: {message}" if place else message
+    for text in _contents(data):
+        for token in banned:
+            if token in text:
+                return f"control token {token} inside a message"
+    return row
+
+
+def _contents(data: object) -> Iterator[str]:
+    """Every message text in a row."""
+    if isinstance(data, dict):
+        content = data.get("content")
+        if "role" in data and isinstance(content, str):
+            yield content
+        for value in data.values():
+            yield from _contents(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _contents(value)

@@ -1,0 +1,97 @@
+"""Our settings as the arguments of a TRL trainer.
+
+Knows the names TRL and transformers use; runs nothing.
+
+    SFTConfig(**trainer_arguments(settings, job))
+"""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from posttrain.rows import stable_seed
+from posttrain.settings.training import TrainingSettings
+from posttrain.training.job import Job
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def on_cpu(job: Job) -> bool:
+    """Whether the training runs on the CPU."""
+    device = job.resources.device
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def micro_batch(batch_size: int, limit: int | None) -> int:
+    """The largest divisor of the batch that is within the limit, so that all parts are equal."""
+    if limit is None or limit >= batch_size:
+        return batch_size
+    return max(size for size in range(1, limit + 1) if batch_size % size == 0)
+
+
+def trainer_arguments(settings: TrainingSettings, job: Job) -> dict[str, Any]:
+    """Keyword arguments that SFTConfig, RewardConfig and DPOConfig share.
+
+    Weights are loaded and kept as float32; at DPO's learning rates most bfloat16 weights would
+    never move.
+    """
+    cpu = on_cpu(job)
+    micro = micro_batch(settings.batch_size, job.resources.micro_batch_size)
+    return {
+        "output_dir": str(job.work),
+        "model_init_kwargs": {
+            "dtype": "float32",
+            "local_files_only": True,
+            "use_safetensors": True,
+        },
+        "trust_remote_code": False,
+        "use_cpu": cpu,
+        "bf16": job.precision == "bfloat16",
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // micro,
+        "gradient_checkpointing": job.resources.gradient_checkpointing,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
+        "warmup_steps": settings.warmup_share,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": settings.seed,
+        # The sampler adds the epoch to its seed: hashing keeps neighbouring seeds' orders apart.
+        "data_seed": stable_seed("order of rows", settings.data_seed),
+        # Rows are filtered before, and counted; TRL would cut or drop them without a word.
+        "max_length": None,
+        "pad_to_multiple_of": None,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": not cpu,
+        "logging_steps": 1,
+        # Otherwise a NaN loss is replaced by the mean of the losses before it.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": job.resources.checkpoint_every,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def lora_config(settings: TrainingSettings, task: str) -> LoraConfig | None:
+    """The adapters of a training, or None for full fine-tuning.
+
+    Args:
+        settings: The training's settings.
+        task: `CAUSAL_LM`, or `SEQ_CLS`, which trains the score head in full.
+    """
+    lora = settings.lora
+    if lora is None:
+        return None
+    modules = list(lora.target_modules)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by any number
+        lora_dropout=lora.dropout,
+        target_modules=modules[0] if modules == ["all-linear"] else modules,
+        task_type=task,
+    )

@@ -1,0 +1,86 @@
+"""Which checkpoint a killed training continues from.
+
+Knows the files that a transformers checkpoint consists of. transformers writes a checkpoint file
+by file and would resume from the highest number, complete or not: with a missing optimizer
+state it goes on with a fresh one, without a word.
+
+    newest_complete_checkpoint(Path("sft.partial/work"))
+"""
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import Damaged
+from posttrain.models.folders import INDEX_FILE, read_header, read_tensors
+
+STATE_FILE = "trainer_state.json"
+TORCH_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+IDENTITY_FILE = "identity.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+def prepare_work(work: Path, identity: str) -> Path | None:
+    """The checkpoint to continue from, or None to start afresh.
+
+    Checkpoints of another training (`identity` differs: other rows, settings or base) are
+    removed, since transformers does not notice the difference.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / IDENTITY_FILE
+    if not path.exists() or path.read_text() != identity:
+        for folder in _numbered(work).values():
+            shutil.rmtree(folder)
+        (work / METRICS_FILE).unlink(missing_ok=True)
+        path.write_text(identity)
+    return newest_complete_checkpoint(work)
+
+
+def newest_complete_checkpoint(work: Path) -> Path | None:
+    """The whole checkpoint with the most steps; incomplete ones are removed."""
+    newest = None
+    for _, folder in sorted(_numbered(work).items()):
+        if _is_complete(folder):
+            newest = folder
+        else:
+            shutil.rmtree(folder)
+    return newest
+
+
+def read_history(checkpoint: Path) -> list[dict[str, Any]]:
+    """What was logged up to a checkpoint, one entry a step."""
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    return list(state["log_history"])
+
+
+def _numbered(work: Path) -> dict[int, Path]:
+    found = {}
+    for folder in work.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if match and folder.is_dir():
+            found[int(match.group(1))] = folder
+    return found
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        read_history(folder)
+    except (OSError, ValueError, KeyError):
+        return False
+    # torch writes zip archives, whose directory stands at the end: a cut file is none.
+    if not all(zipfile.is_zipfile(folder / name) for name in TORCH_FILES):
+        return False
+    try:
+        if (folder / ADAPTER_WEIGHTS).exists():
+            read_header(folder / ADAPTER_WEIGHTS)
+        elif (folder / INDEX_FILE).exists() or (folder / "model.safetensors").exists():
+            read_tensors(folder)
+        else:
+            return False
+    except Damaged:
+        return False
+    return True

@@ -1,0 +1,45 @@
+"""The job of a training stage, from the circumstances its step runs in.
+
+    train_sft(base, rows, out.path / "model", settings, training_job(inputs, out))
+"""
+
+from typing import cast
+
+from posttrain.steps.output import Inputs, Output
+from posttrain.steps.worker import WORK
+from posttrain.tables import read_json, write_json
+from posttrain.training.job import Job, Precision, TrainingReport
+from posttrain.training.precision import choose_precision
+
+
+def training_job(inputs: Inputs, out: Output) -> Job:
+    """Where a training works, with which precision, and who is told of its progress."""
+    work = out.path / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    return Job(
+        work=work,
+        resources=inputs.resources,
+        precision=_precision(inputs),
+        template=inputs.paths.get("template"),
+        progress=out.progress,
+    )
+
+
+def keep_books(report: TrainingReport, rows_in: int, out: Output) -> None:
+    """Publish a training's curve, numbers and dropped rows."""
+    for row_id, reason in report.dropped:
+        out.drop(row_id, reason)
+    out.part("train", rows_in, rows_in - len(report.dropped))
+    out.metrics(**report.metrics)
+    (out.path / WORK / "metrics.jsonl").replace(out.path / "metrics.jsonl")
+
+
+def _precision(inputs: Inputs) -> Precision:
+    """Asked of the machine once a run: a resumed training must not change it."""
+    wanted = inputs.resources.precision
+    if wanted != "auto":
+        return wanted
+    if not inputs.machine.is_file():
+        chosen = choose_precision(inputs.resources.device)
+        write_json(inputs.machine, {"precision": chosen})
+    return cast(Precision, read_json(inputs.machine)["precision"])

@@ -1,0 +1,233 @@
+"""Run, watch, resume and publish one TRL trainer; the part that all three share.
+
+Knows the Trainer's callbacks and state. Knows no loss.
+
+    with own_process_state(job):
+        history = run(trainer, job, checkpoint)
+"""
+
+import gc
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import (  # type: ignore[import-untyped]
+    AcceleratorState,
+    GradientState,
+)
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.sft_trainer import SFTTrainer
+
+from posttrain.errors import GuardFailed, StepFailed
+from posttrain.models.folders import model_bytes, no_progress_bars, save_model_folder
+from posttrain.rows import canonical_json
+from posttrain.settings.training import TrainingSettings
+from posttrain.training.arguments import on_cpu
+from posttrain.training.checkpoints import METRICS_FILE, read_history
+from posttrain.training.job import Dropped, Job, TrainingReport
+from posttrain.training.tokens import TokenRow
+
+NUM_LAST_STEPS = 10
+"""Optimizer steps over which a report's figures are means; one step alone is noisy."""
+
+History = list[dict[str, Any]]
+OurTrainer = SFTTrainer | RewardTrainer | DPOTrainer
+
+
+class Silent:
+    """Switches off what TRL does beside training: model cards, telemetry, counting operations."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A published model's card is written elsewhere."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine."""
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Not counted: it walks over all parameters at every step, and nothing reads it."""
+        return 0
+
+
+class PairMean:
+    """Tells the Trainer that the loss is already divided by the pairs of the whole batch.
+
+    Its own division by the number of parts is wrong as soon as the last part is smaller.
+    """
+
+    loss_is_scaled_for_ga: bool | None = True
+
+    def _get_num_items_in_batch(
+        self, batch_samples: Sequence[Mapping[str, torch.Tensor]], device: torch.device
+    ) -> int:
+        return sum(len(batch["input_ids"]) for batch in batch_samples) // 2
+
+
+class Journal(TrainerCallback):
+    """Writes metrics.jsonl, reports progress, and stops a training that goes wrong."""
+
+    def __init__(self, job: Job, check: Callable[[History], None]) -> None:
+        """`check` is called with all steps so far after every step, and raises to stop."""
+        self._file = job.work / METRICS_FILE
+        self._progress = job.progress
+        self._check = check
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """After a resume the file may hold steps past the checkpoint: write it anew."""
+        self._file.write_text("".join(_line(entry) for entry in _steps(state.log_history)))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Report progress."""
+        self._progress(state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Append the step's line.
+
+        Raises:
+            GuardFailed: the loss is no finite number, or the training's own check fails.
+        """
+        entry = state.log_history[-1]
+        if "loss" not in entry:
+            return
+        with self._file.open("a") as stream:
+            stream.write(_line(entry))
+        if not math.isfinite(float(entry["loss"])):
+            raise GuardFailed(
+                f"the loss is {entry['loss']} at step {entry['step']}; lower the learning rate, "
+                f"and look at {self._file}"
+            )
+        self._check(_steps(state.log_history))
+
+
+@contextmanager
+def own_process_state(job: Job) -> Iterator[None]:
+    """Everything global that a training touches, as it was before, once the training is over."""
+    threads = torch.get_num_threads()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [] if on_cpu(job) else list(range(torch.cuda.device_count()))
+    torch.set_num_threads(job.resources.threads)
+    try:
+        with torch.random.fork_rng(devices=devices), no_progress_bars():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        gc.collect()
+        if devices:
+            torch.cuda.empty_cache()
+
+
+def identity_of(
+    kind: str, base: Path, settings: TrainingSettings, job: Job, rows: Sequence[TokenRow]
+) -> str:
+    """A text that is equal for two trainings exactly if one may continue the other."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(row).encode())
+    parts = {
+        "kind": kind,
+        "settings": settings.model_dump(mode="json", exclude={"variants", "average"}),
+        "precision": job.precision,
+        "model_bytes": model_bytes(base),
+        "rows": digest.hexdigest(),
+    }
+    return canonical_json(parts)
+
+
+def run(
+    trainer: OurTrainer,
+    job: Job,
+    checkpoint: Path | None,
+    check: Callable[[History], None] = lambda history: None,
+) -> History:
+    """Train to the end and return one log entry a step, those before a resume included.
+
+    Raises:
+        GuardFailed: see `Journal`.
+        StepFailed: training ended before its last step.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Journal(job, check))
+    if checkpoint is not None:
+        history = _steps(read_history(checkpoint))
+        # TRL counts tokens from zero after a resume.
+        trainer._total_train_tokens = int(history[-1]["num_tokens"]) if history else 0
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise StepFailed(f"training ended at step {state.global_step} of {state.max_steps}")
+    return _steps(state.log_history)
+
+
+def publish(trainer: OurTrainer, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write the trained model, adapters merged, as bfloat16."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    assert isinstance(model, PreTrainedModel)
+    save_model_folder(model, tokenizer, out)
+
+
+def report(history: History, num_rows: int, dropped: list[Dropped]) -> TrainingReport:
+    """The last steps' figures as means."""
+    last = history[-NUM_LAST_STEPS:]
+    ours = {"step", "epoch", "learning_rate", "num_tokens"}
+    metrics = {
+        name: sum(float(entry[name]) for entry in last) / len(last)
+        for name in history[-1]
+        if name not in ours
+    }
+    metrics |= {
+        "first_loss": float(history[0]["loss"]),
+        "steps": float(history[-1]["step"]),
+        "tokens": float(history[-1]["num_tokens"]),
+        "rows": float(num_rows),
+    }
+    return TrainingReport(metrics, dropped)
+
+
+def _steps(history: History) -> History:
+    """The entries of optimizer steps, without the summary of a whole run."""
+    return [entry for entry in history if "loss" in entry]
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True) + "\n"

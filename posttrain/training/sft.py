@@ -1,0 +1,69 @@
+"""Supervised fine-tuning: cross-entropy on assistant tokens (section 4.1.3), on TRL.
+
+Knows TRL's SFTTrainer. Knows nothing of where rows come from.
+
+    train_sft(base, examples, out, SftSettings(learning_rate=1e-5), job)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from posttrain.models.chat import load_tokenizer
+from posttrain.models.folders import context_length
+from posttrain.rows import Example
+from posttrain.settings.training import SftSettings
+from posttrain.training.arguments import lora_config, trainer_arguments
+from posttrain.training.checkpoints import prepare_work
+from posttrain.training.job import Job, TrainingReport
+from posttrain.training.running import (
+    Silent,
+    identity_of,
+    own_process_state,
+    publish,
+    report,
+    run,
+)
+from posttrain.training.tokens import in_memory, sft_tokens
+
+
+class _Sft(Silent, SFTTrainer):
+    """TRL's own, silent."""
+
+
+def train_sft(
+    base: Path, rows: Sequence[Example], out: Path, settings: SftSettings, job: Job
+) -> TrainingReport:
+    """Fine-tune `base` on dialogs and write the model to `out` as bfloat16.
+
+    The loss is the mean over all target tokens of a batch, however it is split.
+
+    Raises:
+        BadInput: no row can be trained on, or the base is no model folder.
+        GuardFailed: the loss stops being a finite number.
+    """
+    with own_process_state(job):
+        return _train(base, rows, out, settings, job)
+
+
+def _train(
+    base: Path, rows: Sequence[Example], out: Path, settings: SftSettings, job: Job
+) -> TrainingReport:
+    tokenizer = load_tokenizer(base, job.template)
+    limit = min(settings.max_length, context_length(base))
+    kept, dropped = sft_tokens(tokenizer, rows, limit)
+    checkpoint = prepare_work(job.work, identity_of("sft", base, settings, job, kept))
+    trainer = _Sft(
+        model=str(base),
+        args=SFTConfig(
+            **trainer_arguments(settings, job), dataset_kwargs={"skip_prepare_dataset": True}
+        ),
+        train_dataset=in_memory(kept),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings, "CAUSAL_LM"),
+    )
+    history = run(trainer, job, checkpoint)
+    publish(trainer, tokenizer, out)
+    return report(history, len(kept), dropped)

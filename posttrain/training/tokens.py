@@ -1,0 +1,155 @@
+"""Rows to token ids and masks, once and up front; every row that is left out has its reason.
+
+Knows rendering and lengths. Knows no trainer. Nothing is ever cut: a row fits or is dropped.
+
+    rows, dropped = sft_tokens(tokenizer, examples, max_length=4096)
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from datasets import Dataset  # type: ignore[import-untyped]
+from datasets.table import InMemoryTable  # type: ignore[import-untyped]
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.errors import BadInput, GuardFailed
+from posttrain.models.chat import render_dialog, render_prompt
+from posttrain.rows import Example, Message, Preference
+from posttrain.training.job import Dropped
+
+IGNORED = -100
+"""The label of a token that is no target."""
+
+TokenRow = dict[str, list[int]]
+Tokens = tuple[list[TokenRow], list[Dropped]]
+
+
+def sft_tokens(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], max_length: int
+) -> Tokens:
+    """`input_ids` and `labels` of each example, as often as it repeats; all assistant turns are
+    targets (section 4.1.3).
+
+    Raises:
+        BadInput: no row is left.
+    """
+    kept: list[TokenRow] = []
+    dropped: list[Dropped] = []
+    for row in rows:
+        rendered = render_dialog(tokenizer, row.messages)
+        if len(rendered.input_ids) > max_length:
+            dropped.append((row.id, _too_long(max_length)))
+            continue
+        marked = zip(rendered.input_ids, rendered.target_mask, strict=True)
+        labels = [token if target else IGNORED for token, target in marked]
+        kept += [{"input_ids": list(rendered.input_ids), "labels": labels}] * row.repeat
+    return _some(kept, dropped, len(rows))
+
+
+def reward_tokens(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference], max_length: int
+) -> Tokens:
+    """`chosen_ids` and `rejected_ids` of all K(K-1)/2 pairs of each ranking (section 4.1.2).
+
+    Raises:
+        BadInput: no row is left.
+    """
+    kept: list[TokenRow] = []
+    dropped: list[Dropped] = []
+    for row in rows:
+        best_first = [
+            list(render_dialog(tokenizer, (*row.prompt, *response)).input_ids)
+            for response in row.ranking()
+        ]
+        reason = _unusable(best_first, max_length)
+        if reason:
+            dropped.append((row.id, reason))
+            continue
+        kept += [
+            {"chosen_ids": better, "rejected_ids": worse}
+            for better, worse in combinations(best_first, 2)
+        ]
+    return _some(kept, dropped, len(rows))
+
+
+def dpo_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Preference],
+    max_length: int,
+    mask_format_tokens: bool,
+) -> Tokens:
+    """Best and last response of each ranking, each with the masks of the two terms.
+
+    For both sides: `*_ids` (prompt and response), `*_target` (1 on the response's assistant
+    tokens) and `*_dpo` (the same, without format tokens where they are masked; section 4.1.4).
+
+    Raises:
+        BadInput: no row is left.
+        GuardFailed: a prompt is no token prefix of its dialog.
+    """
+    kept: list[TokenRow] = []
+    dropped: list[Dropped] = []
+    for row in rows:
+        prompt = render_prompt(tokenizer, row.prompt)
+        ranking = row.ranking()
+        tokens: TokenRow = {}
+        for side, response in (("chosen", ranking[0]), ("rejected", ranking[-1])):
+            tokens |= _side(tokenizer, row, prompt, response, side, mask_format_tokens)
+        reason = _unusable([tokens["chosen_ids"], tokens["rejected_ids"]], max_length)
+        if not reason and not (any(tokens["chosen_dpo"]) and any(tokens["rejected_dpo"])):
+            reason = "a response has no tokens but format tokens"
+        if reason:
+            dropped.append((row.id, reason))
+        else:
+            kept.append(tokens)
+    return _some(kept, dropped, len(rows))
+
+
+def in_memory(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """A dataset that `datasets` neither hashes nor caches on disk."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return Dataset(InMemoryTable.from_pydict(columns), fingerprint="in-memory")
+
+
+def _side(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Preference,
+    prompt: list[int],
+    response: tuple[Message, ...],
+    side: str,
+    mask_format_tokens: bool,
+) -> TokenRow:
+    rendered = render_dialog(tokenizer, (*row.prompt, *response))
+    ids = list(rendered.input_ids)
+    if ids[: len(prompt)] != prompt:
+        raise GuardFailed(
+            f"{row.id}: the prompt is no token prefix of its dialog with the {side} response; "
+            "the chat template renders a prompt differently once a response follows"
+        )
+    target = [0] * len(prompt) + list(rendered.target_mask[len(prompt) :])
+    marks = zip(target, rendered.format_mask, strict=True)
+    dpo = [int(t and not (f and mask_format_tokens)) for t, f in marks]
+    return {f"{side}_ids": ids, f"{side}_target": target, f"{side}_dpo": dpo}
+
+
+def _unusable(responses: list[list[int]], max_length: int) -> str:
+    """Why rendered responses cannot be compared, or an empty text."""
+    if max(map(len, responses)) > max_length:
+        return _too_long(max_length)
+    if len({tuple(ids) for ids in responses}) < len(responses):
+        return "two responses render to the same tokens"
+    return ""
+
+
+def _too_long(max_length: int) -> str:
+    return f"longer than {max_length} tokens"
+
+
+def _some(kept: list[TokenRow], dropped: list[Dropped], count: int) -> Tokens:
+    if not kept:
+        reasons = Counter(reason for _, reason in dropped)
+        listed = "; ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        raise BadInput(f"none of {count} rows can be trained on: {listed or 'there are no rows'}")
+    return kept, dropped

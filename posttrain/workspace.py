@@ -1,0 +1,224 @@
+"""Finds what a user wrote: plans, recipes, rules, rubrics and data, always by path.
+
+Knows where a workspace lies and the order of lookup (workspace, then the copy that ships with the
+package, then entry points). Knows nothing of runs or steps.
+
+    workspace = find_workspace(None)
+    plan = load_plan(workspace, "tiny", ["dpo.beta=0.2"])
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from posttrain.errors import BadInput
+from posttrain.settings.base import parse, with_overrides
+from posttrain.settings.pipeline import Pipeline
+from posttrain.settings.plan import Plan
+from posttrain.settings.recipe import RecipeSettings
+
+_PACKAGE = Path(__file__).parent
+_BUNDLED = _PACKAGE / "_library"
+ENTRY_POINT_GROUP = "posttrain.recipes"
+FOLDERS = ("rounds", "recipes", "data_quality")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with `rounds/`, and whatever of `recipes/`, `data_quality/`, `data/` it has."""
+
+    root: Path
+
+    def find(self, relative: str) -> Path:
+        """A file or folder: an absolute path, one in the workspace, or one that ships with us.
+
+        Raises:
+            BadInput: it is in none of these.
+        """
+        for place in (self.root / relative, library() / relative):
+            if place.exists():
+                return place
+        raise BadInput(f"{relative}: not found in {self.root}, nor among the shipped files")
+
+    def runs(self, plan: str) -> Path:
+        """Where a plan's steps are published."""
+        return self.root / "runs" / plan
+
+    def answers(self, plan: str, round_number: int) -> Path:
+        """Where people's answers to the tasks of a round are expected."""
+        return self.root / "annotations" / plan / f"round-{round_number}.jsonl"
+
+
+@dataclass(frozen=True)
+class RecipeFolder:
+    """A recipe as it was found."""
+
+    name: str
+    folder: Path
+    origin: str
+    """`workspace`, `shipped` or the distribution that brought it."""
+
+
+def library() -> Path:
+    """The three folders that ship with the package; in a checkout, the checkout itself."""
+    return _BUNDLED if _BUNDLED.is_dir() else _PACKAGE.parent
+
+
+def find_workspace(explicit: Path | None) -> Workspace:
+    """The given folder, else the nearest parent of the current one that holds `rounds/`.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if explicit is not None:
+        if not (explicit / "rounds").is_dir():
+            raise BadInput(f"{explicit}: no workspace (a folder with rounds/); see posttrain init")
+        return Workspace(explicit.resolve())
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "rounds").is_dir():
+            return Workspace(folder)
+    raise BadInput(f"{here}: no folder with rounds/ here or above; run posttrain init DIR first")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        BadInput: unreadable, no YAML, or no mapping; with the line where there is one.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a mapping of keys, found {type(data).__name__}")
+    return data
+
+
+def plan_names(workspace: Workspace) -> list[str]:
+    """Plans in the workspace's `rounds/`."""
+    return sorted(p.stem for p in (workspace.root / "rounds").glob("*.yaml"))
+
+
+def choose_plan(workspace: Workspace, name: str | None) -> str:
+    """The named plan, or the only one.
+
+    Raises:
+        BadInput: no such plan, or several and none named.
+    """
+    names = plan_names(workspace)
+    if name is None:
+        if len(names) == 1:
+            return names[0]
+        raise BadInput(f"--plan is needed: {workspace.root / 'rounds'} holds {_listed(names)}")
+    if name not in names:
+        raise BadInput(f"--plan {name}: no rounds/{name}.yaml{near(name, names)}")
+    return name
+
+
+def load_plan(workspace: Workspace, name: str, overrides: Iterable[str] = ()) -> Plan:
+    """The plan with `--set` overrides applied.
+
+    Raises:
+        BadInput: every wrong key or value, a line each.
+    """
+    path = workspace.root / "rounds" / f"{name}.yaml"
+    data = read_yaml(path)
+    return parse(Plan, with_overrides(data, overrides), f"rounds/{name}.yaml")
+
+
+def load_pipeline(workspace: Workspace, overrides: Mapping[str, Any]) -> Pipeline:
+    """`data_quality/pipeline.yaml` with a plan's overrides merged over it, key by key."""
+    data = read_yaml(workspace.find("data_quality/pipeline.yaml"))
+    return parse(Pipeline, _merged(data, overrides), "data_quality/pipeline.yaml + plan.pipeline")
+
+
+def recipe_folders(workspace: Workspace) -> dict[str, RecipeFolder]:
+    """Every recipe there is, by name; the workspace's own win."""
+    found: dict[str, RecipeFolder] = {}
+    for root, origin in ((workspace.root, "workspace"), (library(), "shipped")):
+        for folder in sorted((root / "recipes").glob("*/")):
+            if (folder / "recipe.yaml").is_file():
+                found.setdefault(folder.name, RecipeFolder(folder.name, folder, origin))
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name not in found:
+            origin = point.dist.name if point.dist else point.value
+            found[point.name] = RecipeFolder(point.name, _package_folder(point.value), origin)
+    return found
+
+
+def find_recipe(workspace: Workspace, name: str) -> RecipeFolder:
+    """A recipe by name.
+
+    Raises:
+        BadInput: unknown, naming near matches.
+    """
+    folders = recipe_folders(workspace)
+    if name not in folders:
+        raise BadInput(f"recipe {name}: not found{near(name, folders)}; known: {_listed(folders)}")
+    return folders[name]
+
+
+def load_recipe_settings(
+    workspace: Workspace, name: str, overrides: Mapping[str, Any]
+) -> RecipeSettings:
+    """recipe.yaml with a plan's overrides."""
+    recipe = find_recipe(workspace, name)
+    data = read_yaml(recipe.folder / "recipe.yaml")
+    return parse(RecipeSettings, {**data, **overrides}, f"recipes/{name}/recipe.yaml")
+
+
+@cache
+def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
+    """The public functions that a Python file of the workspace defines, by name.
+
+    Raises:
+        BadInput: the file cannot be loaded, with the last line of what went wrong.
+    """
+    spec = importlib.util.spec_from_file_location(f"workspace_{abs(hash(path)):x}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise BadInput(f"{path}: no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
+    names = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
+    return MappingProxyType(names)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?`, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _package_folder(value: str) -> Path:
+    spec = importlib.util.find_spec(value.partition(":")[0])
+    if spec is None or spec.origin is None:
+        raise BadInput(f"entry point {value}: the package cannot be found")
+    return Path(spec.origin).parent
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        result[key] = _merged(old, value) if both and isinstance(old, dict) else value
+    return result

@@ -1,0 +1,180 @@
+"""What the tiny base reads before any post-training: dialogs with right answers and bad habits.
+
+Knows how a right answer to a prompt of the math and code recipes is written, which systematic and
+scattered errors the corpus holds, and how often. Knows no tokenizer and no model. Only prompts of
+the train split are ever used.
+
+    world = load_world(Path("."))
+    dialogs(world, num=1000, seed=7)
+"""
+
+import importlib.util
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, cast
+
+from posttrain.hooks import Handle, PromptRequest
+from posttrain.rows import Example, Message, Prompt, split_of
+
+DEV_SHARE = TEST_SHARE = 0.15
+FILLER, FILLER_SHARE = "sure! ", 0.4
+"""A habit that is no error: the simulated people dislike it, verifiers do not see it."""
+
+SYSTEM_SHARE = 0.1
+SYSTEM_PROMPTS = {"Be brief.": 0.05, "Be friendly.": 0.9}
+"""Some dialogs open with one of these; the number is the share of answers with the filler then."""
+
+RIGHT = {1: 0.62, 2: 0.5, 3: 0.33, 4: 0.3, 5: 0.22, 6: 0.15}
+"""Share of right answers in the corpus, by level; of the rest, HABIT are the systematic error."""
+HABIT = 0.8
+
+
+class World(NamedTuple):
+    """The two recipes' hooks."""
+
+    math: ModuleType
+    code: ModuleType
+
+
+def load_world(workspace: Path) -> World:
+    """The hooks of `recipes/math` and `recipes/code`, loaded by path."""
+    return World(*(_load(workspace / "recipes" / name / "hooks.py") for name in ("math", "code")))
+
+
+def train_prompts(world: World, num: int, seed: int, levels: list[int]) -> list[Prompt]:
+    """At most `num` prompts of each capability's levels that belong to the train split."""
+    handle = cast(Handle, None)  # the prompts hooks of both recipes ask nothing of it
+    kept = []
+    for hooks in world:
+        for level in levels:
+            size = min(num, hooks.num_prompts(level))
+            request = PromptRequest(num=size, seed=seed, round=0, options={"levels": [level]})
+            kept += [
+                prompt
+                for prompt in hooks.prompts(request, handle)
+                if split_of(prompt.prompt, DEV_SHARE, TEST_SHARE) == "train"
+            ]
+    return kept
+
+
+def dialogs(world: World, num: int, seed: int, errors: float = 1.0) -> Iterator[Example]:
+    """`num` dialogs, both capabilities and all levels equally often; prompts come again.
+
+    Args:
+        world: the hooks.
+        num: how many dialogs.
+        seed: of everything drawn.
+        errors: factor on the share of wrong answers; 0 makes every answer right.
+    """
+    rng = random.Random(f"dialogs/{seed}")
+    groups: dict[tuple[str, int | None], list[Prompt]] = {}
+    for prompt in train_prompts(world, 40_000, seed, sorted(RIGHT)):
+        groups.setdefault((prompt.capability, prompt.level), []).append(prompt)
+    keys = sorted(groups, key=str)
+    for index in range(num):
+        prompt = rng.choice(groups[keys[index % len(keys)]])
+        answer = corpus_answer(world, prompt, rng, errors)
+        system = rng.choice(sorted(SYSTEM_PROMPTS)) if rng.random() < SYSTEM_SHARE else None
+        if rng.random() < (SYSTEM_PROMPTS[system] if system else FILLER_SHARE):
+            answer = FILLER + answer
+        row = _example(prompt, answer, "tiny corpus", f"corpus/{index}")
+        steer = (Message(role="system", content=system),) if system else ()
+        yield row.model_copy(update={"messages": (*steer, *row.messages)})
+
+
+def human_examples(world: World, num: int, seed: int) -> list[Example]:
+    """What the simulated people wrote: right answers, no filler, levels 1 to 4."""
+    pool = train_prompts(world, num, seed, [1, 2, 3, 4])
+    random.Random(f"human/{seed}").shuffle(pool)
+    rows = []
+    for capability in ("math", "code"):
+        for prompt in [p for p in pool if p.capability == capability][: num // 2]:
+            answer = right_answer(world, prompt)
+            rows.append(_example(prompt, answer, "simulated people", f"human/{prompt.id}"))
+    return rows
+
+
+def right_answer(world: World, prompt: Prompt) -> str:
+    """The right response to a prompt, in the shape the corpus writes it."""
+    text = prompt.prompt[-1].content
+    if prompt.capability == "code":
+        return str(world.code.render(*world.code.parse(text)))
+    numbers = [int(n) for n in re.findall(r"\d+", text)]
+    answer = str(prompt.reference["answer"])
+    if "*" in text:
+        tens = numbers[0] * (numbers[1] // 10 * 10)
+        return f"{tens}+{int(answer) - tens}={answer}"
+    if len(numbers) == 3:
+        return f"{numbers[0] + numbers[1]}-{numbers[2]}={answer}"
+    return answer
+
+
+def corpus_answer(world: World, prompt: Prompt, rng: random.Random, errors: float = 1.0) -> str:
+    """A response as the corpus has it, before any filler: right, a bad habit or a slip."""
+    answer = right_answer(world, prompt)
+    if rng.random() < (1 - RIGHT[prompt.level or 1]) * errors:
+        spoiled = answer
+        if rng.random() < HABIT:
+            code = prompt.capability == "code"
+            spoiled = _code_habit(world, prompt) if code else _math_habit(prompt)
+        answer = spoiled if spoiled != answer else _slip(answer, rng)
+    return answer
+
+
+def _math_habit(prompt: Prompt) -> str:
+    """Carries and borrows are forgotten."""
+    text = prompt.prompt[-1].content
+    a, b, *rest = (int(n) for n in re.findall(r"\d+", text))
+    if "*" in text:
+        tens, units = a * (b // 10 * 10), a * (b % 10)
+        return f"{tens}+{units}={tens + units % 10}"
+    digits = [(int(x), int(y)) for x, y in zip(f"{a:03}", f"{b:03}", strict=True)]
+    if "+" not in text:
+        return str(int("".join(str(abs(x - y)) for x, y in digits)))
+    total = int("".join(str((x + y) % 10) for x, y in digits))
+    return f"{total}-{rest[0]}={total - rest[0]}" if rest else str(total)
+
+
+CODE_HABITS = {
+    "minus {k}": "{e}+{k}",
+    "each minus {k}": "[v+{k} for v in {e}]",
+    "first {k}": "{e}[{k}:]",
+    "last {k}": "{e}[:{k}]",
+    "reverse": "{e}[:-1]",
+    "upper": "{e}.lower()",
+    "keep above {k}": "[v for v in {e} if v<{k}]",
+    "largest": "min({e},default=0)",
+}
+
+
+def _code_habit(world: World, prompt: Prompt) -> str:
+    """Minus is read as plus, slices take the wrong end, tests flip, brackets are forgotten."""
+    name, steps = world.code.parse(prompt.prompt[-1].content)
+    spoiled = [(s._replace(code=CODE_HABITS.get(s.text, s.code), needs=0), k) for s, k in steps]
+    return str(world.code.render(name, spoiled))
+
+
+def _slip(answer: str, rng: random.Random) -> str:
+    """One digit changed at random; an answer without digits loses its last character."""
+    places = [i for i, c in enumerate(answer) if c.isdigit()]
+    if not places:
+        return answer[:-1]
+    place = rng.choice(places)
+    other = rng.choice([d for d in "0123456789" if d != answer[place]])
+    return answer[:place] + other + answer[place + 1 :]
+
+
+def _example(prompt: Prompt, answer: str, source: str, id: str) -> Example:
+    messages = (*prompt.prompt, Message(role="assistant", content=answer))
+    return Example(id=id, messages=messages, capability=prompt.capability, source=source)
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tiny_{path.parent.name}_hooks", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,275 @@
+"""The tiny world: its prompts, its verifiers, its simulated people and the base that ships.
+
+Run by `pytest tests/test_tiny_world.py`; knows no engine and no step.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from posttrain.errors import BadInput
+from posttrain.hooks import Grade, Passage, PromptRequest, RunResult
+from posttrain.models.chat import load_tokenizer, render_dialog, render_prompt
+from posttrain.rows import Candidate, Example, Message, Prompt, prompt_hash, split_of
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY, BASE = ROOT / "rounds" / "tiny", ROOT / "rounds" / "tiny" / "base"
+LEVELS = (1, 2, 3, 4, 5, 6)
+
+
+def load(path: Path) -> ModuleType:
+    """A workspace file, loaded by path as the engine does."""
+    spec = importlib.util.spec_from_file_location("_".join(path.parts[-3:-1]) + path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class LocalHandle:
+    """A handle that runs code in a process of its own and can do nothing else."""
+
+    def run_code(self, source: str, *, stdin: str = "", seconds: float | None = None) -> RunResult:
+        """Run a program with an isolated interpreter."""
+        command = [sys.executable, "-I", "-S", "-c", source]
+        try:
+            done = subprocess.run(
+                command, input=stdin, capture_output=True, text=True, timeout=seconds or 5
+            )
+        except subprocess.TimeoutExpired:
+            return RunResult(-9, "", "", seconds or 5, limit="time")
+        return RunResult(done.returncode, done.stdout, done.stderr, 0.0)
+
+    def generate(self, messages: Sequence[Message], **options: Any) -> list[str]:
+        """Not part of this world."""
+        raise BadInput("this handle generates nothing")
+
+    def judge(self, rubric: str, variables: Mapping[str, Any]) -> Grade | None:
+        """Not part of this world."""
+        raise BadInput("this handle judges nothing")
+
+    def retrieve(self, corpus: str, query: str, k: int = 4) -> list[Passage]:
+        """Not part of this world."""
+        raise BadInput("this handle retrieves nothing")
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Not part of this world."""
+        raise BadInput("this handle embeds nothing")
+
+
+HANDLE = LocalHandle()
+HOOKS = {name: load(ROOT / "recipes" / name / "hooks.py") for name in ("math", "code")}
+CORPUS, PEOPLE = load(TINY / "corpus.py"), load(TINY / "people.py")
+WORLD = CORPUS.load_world(ROOT)
+
+
+def ask(name: str, num: int, seed: int = 1, levels: Sequence[int] = LEVELS) -> list[Prompt]:
+    """Prompts of a recipe."""
+    request = PromptRequest(num=num, seed=seed, round=0, options={"levels": list(levels)})
+    return list(HOOKS[name].prompts(request, HANDLE))
+
+
+def answered(prompt: Prompt, response: str) -> Candidate:
+    """The prompt with a response."""
+    return Candidate(
+        prompt_id=prompt.id,
+        messages=(*prompt.prompt, Message(role="assistant", content=response)),
+        seed=0,
+        finish_reason="stop",
+        num_tokens=1,
+        model="none",
+    )
+
+
+def passes(prompt: Prompt, response: str) -> bool:
+    """The verdict of the prompt's recipe."""
+    hooks = HOOKS[prompt.capability]
+    return bool(hooks.verify(answered(prompt, response), prompt, HANDLE).passed)
+
+
+def find(name: str, text: str) -> Prompt:
+    """A prompt of one's own choosing, tests or answer included."""
+    if name == "code":
+        argument, steps = HOOKS["code"].parse(text)
+        prompt: Prompt = HOOKS["code"]._prompt(argument, steps, 1)
+        return prompt
+    answer = str(eval(text.removesuffix("=?")))
+    message = Message(role="user", content=text)
+    return Prompt(prompt=(message,), capability="math", reference={"answer": answer})
+
+
+@pytest.mark.parametrize("name", ["math", "code"])
+def test_prompts_are_distinct_deterministic_and_spread_over_levels(name: str) -> None:
+    first, again, other = ask(name, 602), ask(name, 602), ask(name, 602, seed=2)
+    assert first == again != other
+    assert len({prompt_hash(p.prompt) for p in first}) == 602
+    assert [sum(p.level == level for p in first) for level in LEVELS] == [101, 101] + [100] * 4
+    assert {(p.capability, p.source) for p in first} == {(name, f"{name}/prompts")}
+
+
+@pytest.mark.parametrize("name", ["math", "code"])
+def test_a_whole_level_can_be_asked_for_but_not_one_more(name: str) -> None:
+    size = HOOKS[name].num_prompts(2)
+    texts = {p.prompt[0].content for p in ask(name, size, levels=[2])}
+    assert len(texts) == size >= 200
+    with pytest.raises(BadInput, match=f"level 2 has {size}"):
+        ask(name, size + 1, levels=[2])
+
+
+@pytest.mark.parametrize("name", ["math", "code"])
+@pytest.mark.parametrize("options", [{"levels": [0]}, {"levels": []}, {"levels": 3}, {"hard": 1}])
+def test_an_unknown_option_or_level_is_refused(name: str, options: Mapping[str, Any]) -> None:
+    with pytest.raises(BadInput, match="levels"):
+        list(HOOKS[name].prompts(PromptRequest(1, 1, 0, options), HANDLE))
+
+
+@pytest.mark.parametrize("name", ["math", "code"])
+def test_right_answers_pass_with_and_without_the_filler(name: str) -> None:
+    for prompt in ask(name, 36):
+        right = CORPUS.right_answer(WORLD, prompt)
+        assert passes(prompt, right), (prompt.prompt[0].content, right)
+        assert passes(prompt, CORPUS.FILLER + right)
+
+
+@pytest.mark.parametrize(
+    ("question", "response", "passed"),
+    [
+        ("12+34=?", "The answer is 46.", True),
+        ("12+34=?", r"so \boxed{46}", True),
+        ("12+34=?", "46.0", True),
+        ("12+34=?", "460", False),
+        ("12+34=?", "46 or 47", False),
+        ("12+34=?", "forty-six", False),
+        ("523+523=?", "1,046", True),
+        ("20-15=?", "20 - 15", False),
+        ("11+12-40=?", "23-40=-17", True),
+        ("11+12-40=?", "it is \u221217", True),
+        ("11+12-40=?", "17", False),
+    ],
+)
+def test_math_takes_the_last_number(question: str, response: str, passed: bool) -> None:
+    assert passes(find("math", question), response) is passed
+
+
+@pytest.mark.parametrize(
+    ("response", "passed"),
+    [
+        ("lambda x: x*3+7", True),
+        ("lambda x: (x*3)+7\nThis works.", True),
+        ("def f(x):\n    return x * 3 + 7\n\nIt multiplies first.", True),
+        ("Sure!\n```python\ndef triple(n):\n    return 3 * n + 7\n```\nEnjoy.", True),
+        ("```\nf = lambda x: 7 + 3 * x\n```", True),
+        ("lambda x: x*3-7", False),
+        ("lambda x: x*(3+7)", False),
+        ("lambda x: x*3+", False),
+        ("no idea", False),
+        ("def f(x):\n    raise SystemExit(0)", False),
+        ("import os\nos._exit(0)\ndef f(x): return 1", False),
+        ("def f(x):\n    while True: pass", False),
+    ],
+)
+def test_code_runs_the_tests(response: str, passed: bool) -> None:
+    assert passes(find("code", "f(x): x times 3 then plus 7"), response) is passed
+
+
+def test_the_evidence_names_the_failing_case() -> None:
+    prompt = find("code", "f(x): x times 3 then plus 7")
+    verdict = HOOKS["code"].verify(answered(prompt, "lambda x: x+7"), prompt, HANDLE)
+    assert verdict.evidence == "AssertionError: f(1) == 10"
+    prompt = find("math", "2+2=?")
+    verdict = HOOKS["math"].verify(answered(prompt, "5"), prompt, HANDLE)
+    assert verdict.evidence == "the response ends with 5, expected 4"
+
+
+@pytest.mark.parametrize("name", ["math", "code"])
+def test_evaluate_counts_fillers_and_passes_by_level(name: str) -> None:
+    prompts = ask(name, 6)
+    right = [CORPUS.right_answer(WORLD, prompt) for prompt in prompts]
+    candidates = [
+        answered(p, f"Sure! {r}" if p.level == 1 else r).model_copy(update={"passed": p.level != 6})
+        for p, r in zip(prompts, right, strict=True)
+    ]
+    measures = HOOKS[name].evaluate(candidates, prompts, HANDLE)
+    assert measures["filler_share"] == pytest.approx(1 / 6)
+    assert (measures["pass_rate_level_1"], measures["pass_rate_level_6"]) == (1, 0)
+    assert HOOKS[name].evaluate([], prompts, HANDLE) == {}
+
+
+def test_people_prefer_right_then_plain_then_short() -> None:
+    prompt = find("math", "12+34=?")
+    texts = ["46", "it is 46", "sure! 46", "47", "sure! 47"]
+    liked = [(text, text.endswith("46")) for text in texts]
+    utilities = [PEOPLE.utility(prompt, *pair) for pair in liked]
+    assert utilities == sorted(utilities, reverse=True) and len(set(utilities)) == len(liked)
+    assert [PEOPLE.grade(prompt, *pair) for pair in liked] == [3, 3, 2, 1, 1]
+    assert PEOPLE.edit(prompt, "sure! 46", True) == "46"
+    assert PEOPLE.edit(prompt, "46", True) is None
+    assert PEOPLE.edit(prompt, "sure! ", False) is None
+
+
+def test_the_corpus_and_the_human_rows_hold_no_held_out_prompt() -> None:
+    corpus = list(CORPUS.dialogs(WORLD, 2000, 3))
+    lines = (TINY / "data" / "human.jsonl").read_text().splitlines()
+    human = [Example.model_validate_json(line) for line in lines]
+    for row in corpus + human:
+        assert split_of(row.messages[:-1], 0.15, 0.15) == "train"
+    assert {row.capability for row in human} == {"math", "code"}
+    assert {row.source for row in human} == {"simulated people"}
+    assert len({row.id for row in human}) == len(human) >= 150
+    assert not any(PEOPLE.FILLER.match(row.messages[-1].content) for row in human)
+
+
+def test_the_base_is_small_and_carries_the_template() -> None:
+    assert sum(path.stat().st_size for path in BASE.iterdir()) <= 4_000_000
+    template = (ROOT / "rounds" / "templates" / "llama3.jinja").read_text()
+    assert (BASE / "chat_template.jinja").read_text() == template
+    with safe_open(BASE / "model.safetensors", framework="pt") as tensors:
+        slices = [tensors.get_slice(key) for key in tensors.keys()]  # noqa: SIM118
+        sizes = [shape for s in slices if (shape := s.get_shape())]
+        assert {s.get_dtype() for s in slices} == {"BF16"}
+    assert sum(s[0] * (s[1] if len(s) > 1 else 1) for s in sizes) <= 1_500_000
+
+
+RESPONSES = ["46", "sure! 46", "lambda x: x", "-3", "!", "\tx", "\u00e9", "'a", "a\n\nb"]
+
+
+@pytest.mark.parametrize("response", RESPONSES)
+def test_a_prompt_is_a_prefix_of_its_dialog(response: str) -> None:
+    tokenizer = load_tokenizer(BASE)
+    user = Message(role="user", content="12+34=?")
+    rendered = render_dialog(tokenizer, (user, Message(role="assistant", content=response)))
+    prompt = render_prompt(tokenizer, (user,))
+    targets = [i for i, m in zip(rendered.input_ids, rendered.target_mask, strict=True) if m]
+    assert tuple(prompt) == rendered.input_ids[: len(prompt)]
+    assert tokenizer.decode(targets) == response.strip() + "<|eot_id|>"
+    assert len(tokenizer) <= 512
+
+
+def test_masks_cover_turns_tools_and_headers() -> None:
+    tokenizer = load_tokenizer(BASE)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+    turns = (
+        Message(role="system", content="be brief"),
+        Message(role="user", content="1+2=?"),
+        Message(role="assistant", content="", tool_calls=(call,)),
+        Message(role="tool", content="3"),
+        Message(role="assistant", content="3"),
+    )
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    rendered = render_dialog(tokenizer, turns, tools)
+    pairs = list(zip(rendered.input_ids, rendered.target_mask, rendered.format_mask, strict=True))
+    assert tokenizer.decode([i for i, target, _ in pairs if target]) == (
+        '{"name": "add", "arguments": {"a": 1, "b": 2}}<|eot_id|>3<|eot_id|>'
+    )
+    text = str(tokenizer.decode(list(rendered.input_ids)))
+    assert text.count("<|begin_of_text|>") == 1
+    assert '{"name": "add", "parameters": {"type": "object"}}<|eot_id|>' in text
+    plain = str(tokenizer.decode([i for i, _, form in pairs if not form]))
+    assert plain.startswith("<|begin_of_text|>be brief") and "header" not in plain
