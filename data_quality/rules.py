@@ -64,7 +64,9 @@ def drop_control_tokens(row: Example) -> Example | Drop:
 
 def drop_empty(row: Example) -> Example | Drop:
     """Drop dialogs with an assistant turn that neither says nor calls anything."""
-    if any(m.role == "assistant" and not m.content.strip() and not m.tool_calls for m in row.messages):
+    if any(
+        m.role == "assistant" and not m.content.strip() and not m.tool_calls for m in row.messages
+    ):
         return Drop("empty answer")
     return row
 
@@ -93,7 +95,7 @@ def _opening_pattern() -> regex.Pattern[str]:
 
 
 def _decode_again(match: regex.Match[str]) -> str:
-    text = match.group()
+    text: str = match.group()
     try:
         # Windows-1252 leaves five bytes undefined; readers map those to the same code point.
         raw = b"".join(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from posttrain.errors import BadInput
 from posttrain.rows import (
     Candidate,
     Judgment,
@@ -23,34 +24,32 @@ from posttrain.rows import (
     Task,
     stable_seed,
 )
+from posttrain.settings.plan import SimulatedAnnotator
 
 Verify = Callable[[Sequence[tuple[Candidate, Prompt]]], Sequence[bool]]
-
-# Distance in utility from which a simulated person uses each strength, strongest first.
-_STRENGTH_FROM = (
-    (0.60, Strength.SIGNIFICANTLY),
-    (0.25, Strength.BETTER),
-    (0.08, Strength.SLIGHTLY),
-    (0.0, Strength.MARGINALLY),
-)
-
 
 @dataclass(frozen=True)
 class SimulatedPeople:
     """Rules of taste with the noise people have."""
 
     utility: Callable[[Prompt, str, bool], float]
-    """How much a person likes a response; about 0 to 1."""
+    """How much a person likes a response; only differences mean anything."""
     edit: Callable[[Prompt, str, bool], str | None]
-    flip_share: float
-    edit_share: float
+    noise: SimulatedAnnotator
 
 
 def people_from(
-    functions: Mapping[str, Callable[..., Any]], flip: float, edit: float
+    functions: Mapping[str, Callable[..., Any]], noise: SimulatedAnnotator
 ) -> SimulatedPeople:
-    """Simulated people from the functions of a rules file."""
-    return SimulatedPeople(functions["utility"], functions["edit"], flip, edit)
+    """Simulated people from the functions of a rules file.
+
+    Raises:
+        BadInput: the file defines no `utility` or no `edit`.
+    """
+    for name in ("utility", "edit"):
+        if name not in functions:
+            raise BadInput(f"{noise.rules}: simulated people need a function {name}()")
+    return SimulatedPeople(functions["utility"], functions["edit"], noise)
 
 
 def task_prompt(task: Task) -> Prompt:
@@ -100,13 +99,13 @@ def _judge(task: Task, people: SimulatedPeople, passed: tuple[bool, bool], seed:
     base = {"task": task.id, "annotator": "simulated", "parents": (task.id,)}
     if texts[0] == texts[1] or gap == 0:
         return Judgment(**base, choice="tie")
-    strength = next(s for limit, s in _STRENGTH_FROM if abs(gap) >= limit)
+    strength = list(Strength)[sum(abs(gap) >= limit for limit in people.noise.strengths)]
     best = 0 if gap > 0 else 1
-    if rng.random() < people.flip_share:
+    if rng.random() < people.noise.flip:
         return Judgment(**base, choice="ba"[best], strength=strength)
     edited: Messages | None = None
     better = people.edit(prompt, texts[best], passed[best])
-    if better is not None and rng.random() < people.edit_share:
+    if better is not None and rng.random() < people.noise.edit:
         edited = (Message(role="assistant", content=better),)
     return Judgment(**base, choice="ab"[best], strength=strength, edited=edited)
 

@@ -29,7 +29,7 @@ EQUAL_WITHIN = 1e-7
 class Removal(NamedTuple):
     """One removed row and the row that stands for it."""
 
-    index: int
+    row: int
     keeper: int
     """The most similar row it was compared with; N + e for row e of `earlier_ED`. Under the rule
     `seen` that row may have been removed itself."""
@@ -49,9 +49,7 @@ def _plain(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 
-def exact_duplicates(
-    examples: Sequence[Example], earlier: Sequence[Example] = ()
-) -> list[Removal]:
+def exact_duplicates(examples: Sequence[Example], earlier: Sequence[Example] = ()) -> list[Removal]:
     """Every example whose dialog an earlier row or an example before it holds already.
 
     Args:
@@ -79,7 +77,7 @@ def semantic_dedup(
 ) -> list[Removal]:
     """Greedy: a row goes if its largest cosine to the rows before it reaches the threshold.
 
-    Exact, in blocks of float32 matrix products: time N × kept × D, memory block × 8192 floats
+    Exact, in blocks of float32 matrix products: time N x kept x D, memory block x 8192 floats
     beside the vectors compared with. Section 4.2.3; SemDeDup compares with rows `seen`, DEITA with
     rows `kept`.
 

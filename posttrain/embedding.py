@@ -73,15 +73,16 @@ def embedder_folder(name: str, workspace: Path) -> Path:
 
 
 class Embedder:
-    """One embedding model with its cache.
-
-    Args:
-        model: folder of a sentence-transformers model.
-        cache: folder for vectors; one sub-folder a model, named by the model's content.
-        device: where to compute, as torch names it.
-    """
+    """One embedding model with its cache."""
 
     def __init__(self, model: Path, cache: Path, device: str = "cpu") -> None:
+        """Loads nothing yet.
+
+        Args:
+            model: folder of a sentence-transformers model.
+            cache: folder for vectors; one sub-folder a model, named by the model's content.
+            device: where to compute, as torch names it.
+        """
         self.model = model
         self.device = device
         self.folder = cache / folder_hash(model)
@@ -196,7 +197,7 @@ def write_shard(folder: Path, fresh: dict[str, Cached]) -> Path:
 
 
 def read_cache(folder: Path) -> dict[str, Cached]:
-    """All vectors of a cache folder; a file that is not what was written is removed, and said so."""
+    """All vectors of a cache folder; a damaged file is removed, and said so."""
     shards = {path: _read_shard(path) for path in sorted(folder.glob("*.npz"))}
     # Of two dimensions no one can tell which is the model's, so neither is trusted.
     one_dimension = len({shard[1].shape[1] for shard in shards.values() if shard}) < 2

@@ -32,21 +32,23 @@ class Judge(Protocol):
 
 
 class SimulatedJudge:
-    """A judge made of rules, for tests and the tiny plan; labelled as simulated wherever it shows.
-
-    Args:
-        rules: a Python file with `grade(prompt, response, passed)`, which answers 1, 2, 3 or None.
-        load: reads a Python file's functions by name.
-
-    Raises:
-        BadInput: the file has no function `grade`.
-    """
+    """A judge made of rules, for tests and the tiny plan; labelled wherever its grades show."""
 
     label = "simulated judge"
 
     def __init__(
         self, rules: Path, load: Callable[[Path], Mapping[str, Callable[..., Any]]]
     ) -> None:
+        """Loads the rules.
+
+        Args:
+            rules: a Python file with `grade(prompt, response, passed)`, which answers 1, 2, 3 or
+                None.
+            load: reads a Python file's functions by name.
+
+        Raises:
+            BadInput: the file has no function `grade`.
+        """
         functions = load(rules)
         if "grade" not in functions:
             raise BadInput(
@@ -89,7 +91,7 @@ def render_rubric(template: Path, variables: Mapping[str, Any]) -> Rubric:
             whole numbers.
     """
     # Autoescape stays off: the text goes to a model, where `&lt;` would be noise.
-    environment = ImmutableSandboxedEnvironment(  # noqa: S701
+    environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     try:
@@ -97,8 +99,12 @@ def render_rubric(template: Path, variables: Mapping[str, Any]) -> Rubric:
     except (OSError, TemplateError) as error:
         raise BadInput(f"{template}: the rubric cannot be filled in ({error})") from error
     scale = vars(module).get("scale")
-    whole = isinstance(scale, list | tuple) and all(type(grade) is int for grade in scale)
-    if not whole or len(scale) < 2 or sorted(set(scale)) != list(scale):
+    if (
+        not isinstance(scale, list | tuple)
+        or not all(type(grade) is int for grade in scale)
+        or len(scale) < 2
+        or sorted(set(scale)) != list(scale)
+    ):
         raise BadInput(
             f"{template}: expected {{% set scale = [1, 2, 3] %}} or the like, found {scale!r}"
         )

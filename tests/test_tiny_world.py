@@ -41,10 +41,10 @@ class LocalHandle:
         command = [sys.executable, "-I", "-S", "-c", source]
         try:
             done = subprocess.run(
-                command, input=stdin, capture_output=True, text=True, timeout=seconds or 5
+                command, input=stdin, capture_output=True, text=True, timeout=seconds or 2
             )
         except subprocess.TimeoutExpired:
-            return RunResult(-9, "", "", seconds or 5, limit="time")
+            return RunResult(-9, "", "", seconds or 2, limit="time")
         return RunResult(done.returncode, done.stdout, done.stderr, 0.0)
 
     def generate(self, messages: Sequence[Message], **options: Any) -> list[str]:
@@ -94,15 +94,18 @@ def passes(prompt: Prompt, response: str) -> bool:
     return bool(hooks.verify(answered(prompt, response), prompt, HANDLE).passed)
 
 
-def find(name: str, text: str) -> Prompt:
-    """A prompt of one's own choosing, tests or answer included."""
-    if name == "code":
-        argument, steps = HOOKS["code"].parse(text)
-        prompt: Prompt = HOOKS["code"]._prompt(argument, steps, 1)
-        return prompt
-    answer = str(eval(text.removesuffix("=?")))
+def sum_prompt(text: str) -> Prompt:
+    """A math prompt of one's own choosing."""
+    reference = {"answer": str(eval(text.removesuffix("=?")))}
     message = Message(role="user", content=text)
-    return Prompt(prompt=(message,), capability="math", reference={"answer": answer})
+    return Prompt(prompt=(message,), capability="math", reference=reference)
+
+
+TRIPLE = Prompt(
+    prompt=(Message(role="user", content="f(x): x times 3 then plus 7"),),
+    capability="code",
+    reference={"tests": ["assert f(1) == 10", "assert f(2) == 13"], "name": "f"},
+)
 
 
 @pytest.mark.parametrize("name", ["math", "code"])
@@ -155,7 +158,7 @@ def test_right_answers_pass_with_and_without_the_filler(name: str) -> None:
     ],
 )
 def test_math_takes_the_last_number(question: str, response: str, passed: bool) -> None:
-    assert passes(find("math", question), response) is passed
+    assert passes(sum_prompt(question), response) is passed
 
 
 @pytest.mark.parametrize(
@@ -176,14 +179,13 @@ def test_math_takes_the_last_number(question: str, response: str, passed: bool) 
     ],
 )
 def test_code_runs_the_tests(response: str, passed: bool) -> None:
-    assert passes(find("code", "f(x): x times 3 then plus 7"), response) is passed
+    assert passes(TRIPLE, response) is passed
 
 
 def test_the_evidence_names_the_failing_case() -> None:
-    prompt = find("code", "f(x): x times 3 then plus 7")
-    verdict = HOOKS["code"].verify(answered(prompt, "lambda x: x+7"), prompt, HANDLE)
+    verdict = HOOKS["code"].verify(answered(TRIPLE, "lambda x: x+7"), TRIPLE, HANDLE)
     assert verdict.evidence == "AssertionError: f(1) == 10"
-    prompt = find("math", "2+2=?")
+    prompt = sum_prompt("2+2=?")
     verdict = HOOKS["math"].verify(answered(prompt, "5"), prompt, HANDLE)
     assert verdict.evidence == "the response ends with 5, expected 4"
 
@@ -203,7 +205,7 @@ def test_evaluate_counts_fillers_and_passes_by_level(name: str) -> None:
 
 
 def test_people_prefer_right_then_plain_then_short() -> None:
-    prompt = find("math", "12+34=?")
+    prompt = sum_prompt("12+34=?")
     texts = ["46", "it is 46", "sure! 46", "47", "sure! 47"]
     liked = [(text, text.endswith("46")) for text in texts]
     utilities = [PEOPLE.utility(prompt, *pair) for pair in liked]
@@ -215,11 +217,12 @@ def test_people_prefer_right_then_plain_then_short() -> None:
 
 
 def test_the_corpus_and_the_human_rows_hold_no_held_out_prompt() -> None:
-    corpus = list(CORPUS.dialogs(WORLD, 2000, 3))
+    corpus = list(CORPUS.dialogs(WORLD, 1200, 3))
     lines = (TINY / "data" / "human.jsonl").read_text().splitlines()
     human = [Example.model_validate_json(line) for line in lines]
     for row in corpus + human:
         assert split_of(row.messages[:-1], 0.15, 0.15) == "train"
+    assert {row.messages[0].role for row in corpus} == {"system", "user"}
     assert {row.capability for row in human} == {"math", "code"}
     assert {row.source for row in human} == {"simulated people"}
     assert len({row.id for row in human}) == len(human) >= 150

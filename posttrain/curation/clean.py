@@ -83,6 +83,4 @@ def _check_known(names: Sequence[str], rules: Mapping[str, Rule]) -> None:
         if name not in rules:
             near = difflib.get_close_matches(name, rules, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise BadInput(
-                f"clean.rules: no function {name} among the rules {sorted(rules)}{hint}"
-            )
+            raise BadInput(f"clean.rules: no function {name} among the rules {sorted(rules)}{hint}")

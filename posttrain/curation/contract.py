@@ -28,7 +28,9 @@ class Rule(Protocol):
     A rule changes assistant turns only, keeps the row's id, and gives the same answer each time.
     """
 
-    def __call__(self, row: Example, /) -> Example | Drop: ...
+    def __call__(self, row: Example, /) -> Example | Drop:
+        """The row, a changed row, or why it goes."""
+        ...
 
 
 def map_assistant(row: Example, change: Callable[[str], str]) -> Example:
@@ -97,7 +99,7 @@ class Row(NamedTuple):
         return self._replace(decisions=(*self.decisions, f"{step}: {text}"))
 
     def rank(self) -> tuple[bool, int, float, int, str]:
-        """Sort key, best first: human, quality × difficulty, score, difficulty, hash."""
+        """Sort key, best first: human, quality x difficulty, score, difficulty, hash."""
         quality = 1 if self.quality is None else self.quality
         difficulty = 1 if self.difficulty is None else self.difficulty
         score = float("-inf") if self.score is None else self.score

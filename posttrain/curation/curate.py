@@ -5,6 +5,7 @@ Knows the order and the counting; each step is a file of its own.
     curate(rows, Pipeline(), CurationTools(rules=rules, heldout=prompts, shares=plan.mix)).kept
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -39,10 +40,12 @@ def curate(rows: Sequence[Scored], settings: Pipeline, tools: CurationTools) -> 
         StepFailed: all rows are dropped, or semantic dedup loses too much of a capability.
         GuardFailed: a step lost or invented a row.
     """
-    _check_ids(rows, settings)
+    _check_rows(rows, settings)
     current = [Row.of(scored, tools.seed) for scored in rows]
     # Rows of one id are equal dialogs; sorting by all they hold keeps input order out.
-    current.sort(key=lambda row: (row.example.id, row.rank(), canonical_json(row.result().to_json())))
+    current.sort(
+        key=lambda row: (row.example.id, row.rank(), canonical_json(row.result().to_json()))
+    )
     dropped: list[Dropped] = []
     counts: list[StepCount] = []
     shares: Mapping[str, MixShare] = {}
@@ -81,11 +84,13 @@ def _run(
             raise AssertionError("mix is run by curate")
 
 
-def _check_ids(rows: Sequence[Scored], settings: Pipeline) -> None:
+def _check_rows(rows: Sequence[Scored], settings: Pipeline) -> None:
     if not rows:
         raise BadInput("no rows to curate: expected the scored rows of a round, got none")
     seen: dict[str, str] = {}
     for scored in rows:
+        if scored.score is not None and not math.isfinite(scored.score):
+            raise BadInput(f"row {scored.example.id}: expected a finite score, got {scored.score}")
         dialog = dialog_hash(scored.example)
         first = seen.get(scored.example.id)
         if first is not None and first != dialog:

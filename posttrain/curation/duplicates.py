@@ -101,7 +101,7 @@ def _split(
 ) -> StepResult:
     """The rows that stay, with how many they stand for, and the others with their keepers."""
     ids = [row.example.id for row in ranked] + [e.id for e in earlier]
-    gone = {removal.index: removal for removal in removals}
+    gone = {removal.row: removal for removal in removals}
     stands_for = Counter(removal.keeper for removal in removals)
     kept: list[Row] = []
     dropped: list[Dropped] = []

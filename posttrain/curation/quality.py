@@ -20,9 +20,6 @@ def rate_quality(rows: Sequence[Row], settings: Quality) -> StepResult:
 
     The reward signal is the top share of the scored rows of a capability, human ones aside. Human
     rows are rated where they have a score or grade, and always stay.
-
-    Raises:
-        BadInput: a score that is no finite number.
     """
     floors = reward_floors(rows, settings.rm_top_share)
     result = StepResult([], [], {}, {})
@@ -68,15 +65,9 @@ NOTES = ("reward", "judge", "union", "both", "human", "without_score", "without_
 
 
 def reward_floors(rows: Sequence[Row], top_share: float) -> Mapping[str, float]:
-    """Per capability the lowest score that is still in the top share; ties reach in.
-
-    Raises:
-        BadInput: a score that is no finite number.
-    """
+    """Per capability the lowest score that is still in the top share; ties reach in."""
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row.score is not None and not math.isfinite(row.score):
-            raise BadInput(f"row {row.example.id}: the score is {row.score}, expected a number")
         if row.score is not None and not row.human:
             scores[row.example.capability].append(row.score)
     return {

@@ -172,7 +172,7 @@ class TransformersEngine:
         numbers_R = uniforms([row.seed for row in rows], step)
         tokens_R = draw_tokens(bounded_RV, numbers_R, temperature_R, top_p_R)
         if any(row.request.logprobs for row in rows):
-            logprobs_R = logits_RV.log_softmax(-1).gather(-1, tokens_R[:, None])[:, 0].tolist()
+            logprobs_R = bounded_RV.log_softmax(-1).gather(-1, tokens_R[:, None])[:, 0].tolist()
             for row, logprob in zip(rows, logprobs_R, strict=True):
                 row.logprobs.append(logprob)
         for row, token in zip(rows, tokens_R.tolist(), strict=True):
@@ -212,5 +212,6 @@ def _load(
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: no model could be loaded ({error})") from error
-    loaded: PreTrainedModel = model.to(device).eval()
+    torch.nn.Module.to(model, device)
+    loaded: PreTrainedModel = model.eval()
     return loaded

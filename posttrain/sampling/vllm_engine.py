@@ -59,18 +59,23 @@ class VllmEngine:
         longest = context_length(model_folder)
         self._context = min(settings.max_model_len or longest, longest)
         self._workers: list[WorkerProcess] = []
+        self._start(model_folder)
+
+    def _start(self, model_folder: Path) -> None:
         message = {
             "do": "load",
-            "options": _options(model_folder, settings),
+            "options": _options(model_folder, self._settings),
             "cpu_options": CPU_OPTIONS,
         }
         try:
-            for place in range(settings.data_parallel_size):
-                self._workers.append(WorkerProcess(settings.python, _environment(settings, place)))
-            self._ask([message] * len(self._workers), settings.start_seconds)
+            for place in range(self._settings.data_parallel_size):
+                environment = _environment(self._settings, place)
+                self._workers.append(WorkerProcess(self._settings.python, environment))
+            answers = self._ask([message] * len(self._workers), self._settings.start_seconds)
         except PosttrainError:
             self.close()
             raise
+        self._reloads = all(answer["reloads"] for answer in answers)
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -105,8 +110,12 @@ class VllmEngine:
             raise BadInput(f"{model_folder}: its tokenizer differs; open a new engine for it")
         if context_length(model_folder) < self._context:
             raise BadInput(f"{model_folder}: its context is shorter; open a new engine for it")
-        message = {"do": "reload", "model": str(model_folder.resolve())}
-        self._ask([message] * len(self._workers), self._settings.start_seconds)
+        if self._reloads:
+            message = {"do": "reload", "model": str(model_folder.resolve())}
+            self._ask([message] * len(self._workers), self._settings.start_seconds)
+        else:
+            self.close()
+            self._start(model_folder)
         self._tokenizer = tokenizer
 
     def close(self) -> None:
@@ -115,7 +124,9 @@ class VllmEngine:
             worker.close()
         self._workers = []
 
-    def _ask(self, messages: Sequence[dict[str, Any]], seconds: float | None) -> list[dict[str, Any]]:
+    def _ask(
+        self, messages: Sequence[dict[str, Any]], seconds: float | None
+    ) -> list[dict[str, Any]]:
         """One message to each worker, then one answer of each; any failure ends them all."""
         if not self._workers:
             raise BadInput("this vLLM engine is closed; open a new one")
@@ -151,6 +162,9 @@ def _options(model_folder: Path, settings: VllmEngineSettings) -> dict[str, Any]
         "trust_remote_code": False,
         # The model's generation_config.json would add end tokens and samplers of its own.
         "generation_config": "vllm",
+        # Free white space is where weak models run off in JSON; xgrammar, the default, refuses more
+        # schemas.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
     if settings.max_model_len is not None:
         options["max_model_len"] = settings.max_model_len

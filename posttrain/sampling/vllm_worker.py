@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any, TextIO
 
@@ -29,18 +29,23 @@ def main() -> None:
     if importlib.util.find_spec("vllm") is None:
         _answer(answers, event="missing")
         return
-    llm = _load(first)
-    _answer(answers, event="ready")
+    is_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+    invalid = importlib.import_module("vllm.exceptions").VLLMValidationError
+    extra = first["cpu_options"] if is_cpu else {}
+    llm = importlib.import_module("vllm").LLM(**first["options"], **extra)
+    # On a processor vLLM keeps packed copies of weights, and reloading leaves a tied output layer's
+    # copy as it was: samples would mix two models.
+    _answer(answers, event="ready", reloads=not is_cpu)
     for message in messages:
         if message["do"] == "reload":
             _reload(llm, message["model"])
-            _answer(answers, event="ready")
+            _answer(answers, event="ready", reloads=True)
             continue
         try:
             samples = _generate(llm, message["requests"])
-        except ValueError as error:
-            # vLLM says with ValueError that a request cannot be served; some of the list may be
-            # queued already, so this engine must not be used again.
+        except (ValueError, invalid) as error:
+            # A request that cannot be served. Some of the list may be queued already, so this
+            # engine must not be used again.
             _answer(answers, event="refused", message=str(error))
             return
         _answer(answers, event="samples", samples=samples)
@@ -63,13 +68,6 @@ def _messages() -> Iterator[dict[str, Any]]:
 def _answer(answers: TextIO, **fields: object) -> None:
     answers.write(json.dumps(fields) + "\n")
     answers.flush()
-
-
-def _load(message: Mapping[str, Any]) -> Any:
-    vllm = importlib.import_module("vllm")
-    platform = importlib.import_module("vllm.platforms").current_platform
-    extra = message["cpu_options"] if platform.is_cpu() else {}
-    return vllm.LLM(**message["options"], **extra)
 
 
 def _reload(llm: Any, model: str) -> None:

@@ -7,6 +7,7 @@ Knows processes, pipes and logs; knows neither requests nor settings.
     worker.receive(seconds=900)
 """
 
+import contextlib
 import json
 import os
 import select
@@ -101,11 +102,9 @@ class WorkerProcess:
         self._process.wait()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdout.close()
-        try:
+        # What a dead worker never read cannot be flushed.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
-        except BrokenPipeError:
-            # A message that the dead worker never read.
-            pass
         self._log.close()
 
     def _died(self) -> StepFailed:

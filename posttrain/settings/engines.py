@@ -31,8 +31,8 @@ class VllmEngineSettings(Settings):
     type: Literal["vllm"] = "vllm"
     python: Path | None = None
     """Interpreter of the environment that holds vLLM, which pins torch and transformers and so
-    often needs one of its own. None is the running one. posttrain's own needs that the worker
-    imports (pydantic, transformers) must be installed there as well."""
+    often needs one of its own (Python 3.11 or newer; posttrain need not be installed in it). None
+    is the running one."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """`auto` is the dtype that the model's config names."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1

@@ -100,6 +100,9 @@ class SimulatedAnnotator(Settings):
     """Share of judgments that are turned around."""
     edit: Share = 0.3
     """Share of chosen responses that get an edit, where the rules offer one."""
+    strengths: tuple[float, float, float] = (0.05, 1.0, 5.0)
+    """Differences in utility from which a person says slightly better, better, significantly
+    better; below the first it is marginally better."""
 
 
 Annotator = Annotated[FileAnnotator | SimulatedAnnotator, Field(discriminator="type")]

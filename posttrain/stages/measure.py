@@ -18,8 +18,7 @@ from posttrain.sandbox import Sandbox
 from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.stages import MeasureStage
 from posttrain.statistics import Rate, mean_interval
-from posttrain.steps.output import Inputs, Output
-from posttrain.steps.worker import WORK
+from posttrain.steps.output import WORK, Inputs, Output
 from posttrain.tables import load_rows
 
 Pair = tuple[Candidate, Prompt]

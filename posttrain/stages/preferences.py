@@ -5,8 +5,6 @@ Ties and skips stay in `judgments.jsonl` and become no preference. Pairs are spl
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-
 from pydantic import ValidationError
 
 from posttrain.annotation import people_from, preference_of, similarity, simulate
@@ -72,8 +70,7 @@ def _answers(
     inputs: Inputs, settings: PreferencesStage, tasks: Sequence[Task], out: Output
 ) -> tuple[list[Judgment], int]:
     if not isinstance(settings.annotator, SimulatedAnnotator):
-        return _answers_of_people(inputs["answers"], inputs.resources.reject_share, out)
-    annotator = settings.annotator
+        return _answers_of_people(inputs, out)
     recipes = open_recipes(inputs.workspace, settings.recipes)
     handle = StepHandle(Sandbox(SandboxLimits()), settings.seed)
 
@@ -81,13 +78,14 @@ def _answers(
         verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)
         return [verdict is not None and verdict.passed for verdict in verdicts]
 
-    people = people_from(load_functions(inputs["people"]), annotator.flip, annotator.edit)
+    people = people_from(load_functions(inputs["people"]), settings.annotator)
     return simulate(tasks, people, verify, settings.seed), 0
 
 
-def _answers_of_people(path: Path, share: float, out: Output) -> tuple[list[Judgment], int]:
-    table = read_table(path, Judgment)
-    table.check_share(share)
+def _answers_of_people(inputs: Inputs, out: Output) -> tuple[list[Judgment], int]:
+    forbidden = control_tokens(load_tokenizer(inputs["base"]))
+    table = read_table(inputs["answers"], Judgment, forbidden)
+    table.check_share(inputs.resources.reject_share)
     out.reject(table.rejects)
     return table.rows, len(table.rejects)
 

@@ -10,8 +10,7 @@ from posttrain.rows import Candidate, Prompt
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.stages import SampleStage
-from posttrain.steps.output import Inputs, Output
-from posttrain.steps.worker import WORK
+from posttrain.steps.output import WORK, Inputs, Output
 from posttrain.tables import load_rows, read_json
 
 

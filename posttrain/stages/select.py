@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from posttrain.hooks import Grade, Verdict
-from posttrain.judging import Judge, open_judge
+from posttrain.judging import Judge, SimulatedJudge
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.responses import repetition
 from posttrain.rows import Candidate, Prompt, content_id
@@ -33,7 +33,7 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
     for row, verdict in zip(rows, verdicts, strict=True):
         groups[row.prompt_id].append((row, verdict))
-    judge = _open_judge(inputs)
+    judge = SimulatedJudge(inputs["judge"], load_functions) if "judge" in inputs.paths else None
     selected, hard = [], []
     for prompt_id, group in groups.items():
         passing = _through_gates(group, settings.selection, out)
@@ -55,6 +55,8 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
                     grade=_graded(judge, row, prompts[prompt_id], passed is not False),
                     round=settings.round,
                     level=prompts[prompt_id].level,
+                    # What is trained on: the prompt without the system prompt that steered.
+                    prompt=[m.to_json() for m in prompts[prompt_id].prompt],
                 )
             )
     out.write("selected", selected)

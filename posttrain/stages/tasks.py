@@ -17,8 +17,7 @@ from posttrain.sampling.shards import generate_in_shards
 from posttrain.sandbox import Sandbox
 from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.stages import TasksStage
-from posttrain.steps.output import Inputs, Output
-from posttrain.steps.worker import WORK
+from posttrain.steps.output import WORK, Inputs, Output
 from posttrain.tables import read_json
 
 

@@ -18,6 +18,9 @@ from posttrain.settings.plan import Resources
 from posttrain.tables import Reject, write_json, write_rows
 from posttrain.workspace import Workspace
 
+WORK = "work"
+"""Folder inside a partial step for checkpoints and shards; never published."""
+
 Progress = Callable[[int, int], None]
 
 

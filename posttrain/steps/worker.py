@@ -31,11 +31,9 @@ from posttrain.steps.manifest import (
     publish,
     versions,
 )
-from posttrain.steps.output import Inputs, Output
+from posttrain.steps.output import WORK, Inputs, Output
 from posttrain.workspace import Workspace
 
-WORK = "work"
-"""Folder inside a partial step for checkpoints and shards; never published."""
 _PROGRESS_SECONDS = 0.2
 
 

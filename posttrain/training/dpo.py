@@ -79,6 +79,7 @@ class Collator:
 class Dpo(Silent, PairMean, DPOTrainer):
     """TRL's trainer with the paper's loss; the reference is the model it was loaded with."""
 
+    loss_is_scaled_for_ga = True
     nll_weight: float = 0.0
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

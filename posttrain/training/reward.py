@@ -35,6 +35,8 @@ from posttrain.training.tokens import in_memory, reward_tokens
 class _Reward(Silent, PairMean, RewardTrainer):
     """TRL's own, silent, with the mean taken over the pairs of the whole batch."""
 
+    loss_is_scaled_for_ga = True
+
     def compute_loss(
         self,
         model: torch.nn.Module,

@@ -67,12 +67,11 @@ class Silent:
 
 
 class PairMean:
-    """Tells the Trainer that the loss is already divided by the pairs of the whole batch.
+    """Hands `compute_loss` the number of pairs of the whole batch, however it is split.
 
-    Its own division by the number of parts is wrong as soon as the last part is smaller.
+    The Trainer's own division by the number of parts is wrong once the last part is smaller; a
+    class that uses this sets `loss_is_scaled_for_ga`.
     """
-
-    loss_is_scaled_for_ga: bool | None = True
 
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[Mapping[str, torch.Tensor]], device: torch.device
@@ -141,6 +140,8 @@ def own_process_state(job: Job) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [] if on_cpu(job) else list(range(torch.cuda.device_count()))
     torch.set_num_threads(job.resources.threads)
+    # Collections during and after training then skip all that was there before: 0.3 s each.
+    gc.freeze()
     try:
         with torch.random.fork_rng(devices=devices), no_progress_bars():
             yield
@@ -151,6 +152,7 @@ def own_process_state(job: Job) -> Iterator[None]:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         gc.collect()
+        gc.unfreeze()
         if devices:
             torch.cuda.empty_cache()
 

@@ -27,8 +27,11 @@ SYSTEM_SHARE = 0.1
 SYSTEM_PROMPTS = {"Be brief.": 0.05, "Be friendly.": 0.9}
 """Some dialogs open with one of these; the number is the share of answers with the filler then."""
 
-RIGHT = {1: 0.62, 2: 0.5, 3: 0.33, 4: 0.3, 5: 0.22, 6: 0.15}
-"""Share of right answers in the corpus, by level; of the rest, HABIT are the systematic error."""
+RIGHT = {
+    "math": {1: 0.62, 2: 0.5, 3: 0.33, 4: 0.3, 5: 0.22, 6: 0.12},
+    "code": {1: 0.6, 2: 0.45, 3: 0.3, 4: 0.22, 5: 0.12, 6: 0.06},
+}
+"""Share of right answers by level; of the rest HABIT are a systematic error where one applies."""
 HABIT = 0.8
 
 
@@ -60,23 +63,22 @@ def train_prompts(world: World, num: int, seed: int, levels: list[int]) -> list[
     return kept
 
 
-def dialogs(world: World, num: int, seed: int, errors: float = 1.0) -> Iterator[Example]:
+def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
     """`num` dialogs, both capabilities and all levels equally often; prompts come again.
 
     Args:
         world: the hooks.
         num: how many dialogs.
         seed: of everything drawn.
-        errors: factor on the share of wrong answers; 0 makes every answer right.
     """
     rng = random.Random(f"dialogs/{seed}")
     groups: dict[tuple[str, int | None], list[Prompt]] = {}
-    for prompt in train_prompts(world, 40_000, seed, sorted(RIGHT)):
+    for prompt in train_prompts(world, min(40_000, 2 * num), seed, sorted(RIGHT["math"])):
         groups.setdefault((prompt.capability, prompt.level), []).append(prompt)
     keys = sorted(groups, key=str)
     for index in range(num):
         prompt = rng.choice(groups[keys[index % len(keys)]])
-        answer = corpus_answer(world, prompt, rng, errors)
+        answer = corpus_answer(world, prompt, rng)
         system = rng.choice(sorted(SYSTEM_PROMPTS)) if rng.random() < SYSTEM_SHARE else None
         if rng.random() < (SYSTEM_PROMPTS[system] if system else FILLER_SHARE):
             answer = FILLER + answer
@@ -112,10 +114,10 @@ def right_answer(world: World, prompt: Prompt) -> str:
     return answer
 
 
-def corpus_answer(world: World, prompt: Prompt, rng: random.Random, errors: float = 1.0) -> str:
+def corpus_answer(world: World, prompt: Prompt, rng: random.Random) -> str:
     """A response as the corpus has it, before any filler: right, a bad habit or a slip."""
     answer = right_answer(world, prompt)
-    if rng.random() < (1 - RIGHT[prompt.level or 1]) * errors:
+    if rng.random() < 1 - RIGHT[prompt.capability][prompt.level or 1]:
         spoiled = answer
         if rng.random() < HABIT:
             code = prompt.capability == "code"
@@ -141,10 +143,14 @@ def _math_habit(prompt: Prompt) -> str:
 CODE_HABITS = {
     "minus {k}": "{e}+{k}",
     "each minus {k}": "[v+{k} for v in {e}]",
+    "each times {k}": "[v+{k} for v in {e}]",
     "first {k}": "{e}[{k}:]",
     "last {k}": "{e}[:{k}]",
     "reverse": "{e}[:-1]",
     "upper": "{e}.lower()",
+    "title": "{e}.upper()",
+    "add {k!r}": "{k!r}+{e}",
+    "length": "len({e})-1",
     "keep above {k}": "[v for v in {e} if v<{k}]",
     "largest": "min({e},default=0)",
 }

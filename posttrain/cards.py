@@ -1,0 +1,62 @@
+"""The model card of an exported policy: what it was made from, and how it measured.
+
+    model_card(run, "round-6/dpo", manifest)
+"""
+
+from posttrain.controller import Run
+from posttrain.errors import Damaged
+from posttrain.steps.manifest import Manifest, read_manifest
+from posttrain.tables import read_json
+
+
+def model_card(run: Run, address: str, manifest: Manifest) -> str:
+    """A Hugging Face model card with front matter, lineage and measured rates.
+
+    Raises:
+        Damaged: the policy's round has no measure.
+    """
+    at = address.partition("/")[0]
+    measured = run.folder.root / at / "measure"
+    if read_manifest(measured) is None:
+        raise Damaged(f"{measured}: the measure of {address} is not published")
+    rates = read_json(measured / "rates.json")
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [posttrain, dpo]",
+        "---",
+        "",
+        f"# {run.plan.title or run.name}: {address}",
+        "",
+        f"Made from `{run.plan.base}` by `posttrain`, plan `{run.name}`, step `{address}` "
+        f"(fingerprint `{manifest.fingerprint[:16]}`, {manifest.finished}).",
+    ]
+    if run.plan.simulated:
+        lines += ["", f"**Simulated:** {run.plan.simulated}."]
+    lines += ["", "## Pass rates on held-out prompts", "", "| split | mode | capability | rate |"]
+    lines.append("|---|---|---|---|")
+    for split, modes in rates.items():
+        for mode, found in modes.items():
+            for capability, rate in found.items():
+                if isinstance(rate, dict) and "low" in rate:
+                    interval = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+                    value = f"{100 * rate['value']:.1f} % ({interval})"
+                    lines.append(f"| {split} | {mode} | {capability} | {value} |")
+    lines += ["", "Choices were made on dev; test was only reported.", "", "## Lineage", ""]
+    lines += _lineage(run, address)
+    return "\n".join(lines) + "\n"
+
+
+def _lineage(run: Run, address: str) -> list[str]:
+    """Every step that the model depends on, nearest first."""
+    wanted = [address]
+    seen: dict[str, str] = {}
+    while wanted:
+        one = wanted.pop(0)
+        manifest = read_manifest(run.folder.root / one)
+        if one in seen or manifest is None:
+            continue
+        seen[one] = manifest.fingerprint[:16]
+        wanted += [place.removesuffix("/model") for place in manifest.inputs.values()]
+    return [f"- `{place}` `{digest}`" for place, digest in seen.items()]

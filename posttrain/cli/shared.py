@@ -1,0 +1,40 @@
+"""Options that several commands share, and how they open a run."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posttrain.controller import Run
+from posttrain.workspace import choose_plan, find_workspace
+
+PlanOption = Annotated[
+    str | None, typer.Option("--plan", help="Plan in rounds/, by name; not needed if only one.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key of the plan, e.g. dpo.beta=0.2.")
+]
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="Folder that holds rounds/; else the nearest one above."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def open_run(workspace: Path | None, plan: str | None, overrides: list[str] | None) -> Run:
+    """The run that a command's options name."""
+    found = find_workspace(workspace)
+    return Run.open(found, choose_plan(found, plan), overrides or [])
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """Call `module:function`, named as text so that the command line starts without loading it."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(*arguments)

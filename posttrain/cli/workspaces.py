@@ -1,0 +1,107 @@
+"""Commands about what a user wrote: init, check, schema, recipes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from posttrain.cli.shared import (
+    JsonOption,
+    PlanOption,
+    SetOption,
+    WorkspaceOption,
+    call,
+    open_run,
+    print_json,
+)
+from posttrain.errors import BadInput
+from posttrain.settings.plan import Plan
+from posttrain.workspace import (
+    FOLDERS,
+    find_recipe,
+    find_workspace,
+    library,
+    load_recipe_settings,
+    recipe_folders,
+)
+
+recipes_app = typer.Typer(no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("init")(init_command)
+    app.command("check")(check_command)
+    app.command("schema")(schema_command)
+
+
+def init_command(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+) -> None:
+    """Make a workspace: a copy of rounds/, recipes/ and data_quality/ to edit."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder}: expected a new or empty folder")
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in FOLDERS:
+        shutil.copytree(library() / name, folder / name, ignore=ignored)
+    for name in ("data", "annotations"):
+        (folder / name).mkdir()
+    typer.echo(f"made {folder} with {', '.join(FOLDERS)}")
+    typer.echo(f"next: cd {folder} && posttrain check --plan tiny && posttrain run --plan tiny")
+
+
+def check_command(
+    plan: PlanOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Resolve everything a plan names, and run nothing: settings, templates, hooks, data, model."""
+    run = open_run(workspace, plan, overrides)
+    findings = call("posttrain.checking:check_run", run)
+    if as_json:
+        print_json({"plan": run.name, "checked": findings})
+        return
+    for what, found in findings.items():
+        typer.echo(f"{what:<12} {found}")
+    typer.echo(f"rounds/{run.name}.yaml is fine")
+
+
+def schema_command() -> None:
+    """Print the JSON Schema of a plan."""
+    print_json(Plan.model_json_schema())
+
+
+@recipes_app.command("ls")
+def recipes_ls(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
+    """List the recipes a plan can name."""
+    found = find_workspace(workspace)
+    rows = []
+    for name, folder in sorted(recipe_folders(found).items()):
+        settings = load_recipe_settings(found, name, {})
+        rows.append({"name": name, "origin": folder.origin, "summary": settings.summary})
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:<14} {row['origin']:<10} {row['summary']}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="A recipe.")],
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Show a recipe's settings and where they come from."""
+    found = find_workspace(workspace)
+    folder = find_recipe(found, name)
+    settings = load_recipe_settings(found, name, {}).model_dump(mode="json")
+    if as_json:
+        print_json({"folder": str(folder.folder), "origin": folder.origin, **settings})
+        return
+    typer.echo(f"{folder.folder} ({folder.origin})")
+    for key, value in settings.items():
+        typer.echo(f"{key:<16} {json.dumps(value, ensure_ascii=False)}")

@@ -1,0 +1,83 @@
+"""Curates what SFT trains on: this round's chosen responses, earlier ones, and human rows (4.2.3)."""
+
+from posttrain.curation.contract import CurationTools, Scored
+from posttrain.curation.curate import curate
+from posttrain.embedding import Embedder, embedder_folder
+from posttrain.hooks import Grade
+from posttrain.human import held_out_prompts, human_examples
+from posttrain.rows import Candidate, Example, Message, Prompt
+from posttrain.settings.stages import CurateStage
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import load_rows
+from posttrain.workspace import load_functions
+
+_CACHE = ".embeddings"
+"""Folder beside the rounds where vectors are kept between them."""
+
+
+def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
+    """Write `train.jsonl`; every row that did not get there stands in `dropped.jsonl`."""
+    human = human_examples(inputs, out)
+    chosen = [
+        *load_rows(inputs["select"] / "selected.jsonl", Candidate),
+        *load_rows(inputs["score"] / "earlier.jsonl", Candidate),
+    ]
+    rows = [Scored(example, human=True) for example in human]
+    rows += [_scored(row, settings.round) for row in chosen]
+    folder = embedder_folder(settings.pipeline.dedup.embedder, inputs.workspace.root)
+    embedder = Embedder(folder, inputs.machine.parent / _CACHE)
+    result = curate(
+        rows,
+        settings.pipeline,
+        CurationTools(
+            rules=load_functions(inputs["data_quality"] / "rules.py"),
+            heldout=held_out_prompts(inputs),
+            shares=settings.mix,
+            embed=embedder.embed,
+            seed=settings.seed,
+        ),
+    )
+    start = 0
+    for count in result.counts:
+        lost = count.rows_in - count.rows_out
+        for row in result.dropped[start : start + lost]:
+            out.drop(row.id, row.reason, step=row.step, **row.extra)
+        start += lost
+        out.part(count.step, count.rows_in, count.rows_out, count.modified)
+    out.write("train", result.kept)
+    out.metrics(
+        rows=len(result.kept),
+        examples=sum(row.repeat for row in result.kept),
+        mix={name: share._asdict() for name, share in result.mix.items()},
+        notes={count.step: dict(count.notes) for count in result.counts if count.notes},
+    )
+
+
+def _scored(row: Candidate, round_number: int) -> Scored:
+    """A chosen response as an example with its signals; its steering system prompt left out."""
+    extra = row.model_extra or {}
+    prompt = [Message.model_validate(turn) for turn in extra["prompt"]]
+    example = Example.model_validate(
+        {
+            "id": f"{extra['round']}/{row.id}",
+            "parents": (row.id,),
+            "messages": (*prompt, row.messages[-1]),
+            "capability": row.capability,
+            "source": f"rejection sampling, round {extra['round']}",
+            "round": round_number,
+            "pass_rate": extra["pass_rate"],
+            "level": extra.get("level"),
+        }
+    )
+    grade = extra.get("grade")
+    return Scored(
+        example,
+        row.score,
+        Grade(grade["score"], grade["maximum"]) if grade else None,
+        Prompt(
+            id=row.prompt_id,
+            prompt=tuple(prompt),
+            capability=row.capability,
+            level=extra.get("level"),
+        ),
+    )

@@ -1,0 +1,540 @@
+"""Curation as its users see it: what is kept, what is dropped and why, and that nothing is lost."""
+
+import importlib.util
+import inspect
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from posttrain.curation import Drop, map_assistant
+from posttrain.curation.contract import Curated, CurationTools, Scored
+from posttrain.curation.curate import curate
+from posttrain.curation.mix import target_sizes
+from posttrain.embedding import Embedded, Embedder, embedder_folder
+from posttrain.errors import BadInput, StepFailed
+from posttrain.hooks import Grade
+from posttrain.judging import SimulatedJudge, render_rubric
+from posttrain.rows import Candidate, Example, Message, Prompt
+from posttrain.settings.base import parse
+from posttrain.settings.pipeline import RULES, Mix, Pipeline
+
+DATA_QUALITY = Path(__file__).parent.parent / "data_quality"
+
+
+def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == path.stem
+    }
+
+
+SHIPPED = load_functions(DATA_QUALITY / "rules.py")
+
+
+def letters(texts: Sequence[str]) -> Embedded:
+    """A small real embedder: counts of hashed letter pairs, as unit vectors."""
+    vectors = np.zeros((len(texts), 64), np.float32)
+    for row, text in enumerate(texts):
+        for one, two in zip(" " + text, text + " ", strict=True):
+            vectors[row, (ord(one) * 31 + ord(two)) % 64] += 1
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Embedded(vectors / lengths, np.zeros(len(texts), bool))
+
+
+def example(user: str, answer: str, capability: str = "math", **extra: Any) -> Example:
+    return Example.model_validate(
+        {
+            "messages": [
+                {"role": "user", "content": user},
+                {"role": "assistant", "content": answer},
+            ],
+            "capability": capability,
+            **extra,
+        }
+    )
+
+
+def ask(text: str, **extra: Any) -> Prompt:
+    messages = [{"role": "user", "content": text}]
+    return Prompt.model_validate({"prompt": messages, "capability": "math", **extra})
+
+
+def tools(**changes: Any) -> CurationTools:
+    given: dict[str, Any] = {"rules": SHIPPED, "heldout": [], "shares": {"math": 1.0}}
+    return CurationTools(**{**given, "embed": letters, **changes})
+
+
+def pipeline(*order: str, **changes: Any) -> Pipeline:
+    steps = [*order, *(s for s in ("decontaminate", "mix") if s not in order)]
+    return parse(Pipeline, {"order": steps, **changes}, "test")
+
+
+def reasons(curated: Curated) -> dict[str, str]:
+    return {d.id: f"{d.step}: {d.reason}" for d in curated.dropped}
+
+
+def answers(curated: Curated) -> list[str]:
+    return sorted(e.messages[-1].content for e in curated.kept)
+
+
+# Settings
+
+
+def test_the_shipped_pipeline_is_the_documented_default() -> None:
+    shipped = yaml.safe_load((DATA_QUALITY / "pipeline.yaml").read_text())
+    assert parse(Pipeline, shipped, "pipeline.yaml") == Pipeline()
+    assert set(RULES) <= set(SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"dedup": {"treshold": 0.9}}, "did you mean threshold"),
+        ({"dedup": {"threshold": 1.5}}, "dedup.threshold"),
+        ({"order": ["decontaminate"]}, "mix comes last"),
+        ({"order": ["mix"]}, "decontaminate is missing"),
+        ({"order": ["clean", "clean", "decontaminate", "mix"]}, "listed twice"),
+        ({"order": ["semantic_dedup", "quality", "decontaminate", "mix"]}, "put quality first"),
+        ({"quality": {"keep": "judge", "use_judge": False}}, "use_judge"),
+        ({"difficulty": {"level_bounds": [4, 2]}}, "easy < medium"),
+        ({"clean": {"rules": ["a", "a"]}}, "listed twice"),
+    ],
+)
+def test_wrong_settings_are_one_readable_line(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        parse(Pipeline, data, "pipeline.yaml")
+    assert str(caught.value).startswith("pipeline.yaml: ") and "\n" not in str(caught.value)
+
+
+# Cleaning
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "after"),
+    [
+        ("strip_emoji", "Hi 😀! 3*4 # ❤️ 👨‍👩‍👧 🇩🇪 1️⃣", "Hi! 3*4 #"),
+        ("strip_emoji", "`print('😀')` © 5", "`print('😀')` © 5"),
+        ("calm_exclamations", "Great!!! Yes! It is 5! or n!", "Great! Yes. It is 5! or n!"),
+        ("calm_exclamations", "a != b\n```\nstop!! now!!\n```", "a != b\n```\nstop!! now!!\n```"),
+        ("drop_boilerplate_opening", "Sure! 46", "46"),
+        ("drop_boilerplate_opening", "Certainly! Great question: 46", "46"),
+        ("drop_boilerplate_opening", "sure enough, 46", "sure enough, 46"),
+        ("drop_boilerplate_opening", "Sure!", "Sure!"),
+        ("fix_mojibake", "cafÃ© itâ€™s naïve Ünicode", "café it’s naïve Ünicode"),
+    ],
+)
+def test_shipped_rules_modify(rule: str, before: str, after: str) -> None:
+    settings = pipeline("clean", clean={"rules": [rule]})
+    (kept,) = curate([Scored(example("q 😀 Sure!!! x", before))], settings, tools()).kept
+    assert kept.messages[-1].content == after
+    assert kept.messages[0].content == "q 😀 Sure!!! x"
+    assert kept.edits == (None if before == after else (rule,))
+
+
+def test_cleaning_counts_changes_and_drops_what_rules_empty() -> None:
+    rows = [
+        Scored(example("a", "😀", id="empty")),
+        Scored(example("b", "x <|eot_id|>", id="token")),
+        Scored(example("c", "Sure! 4 😀", id="twice")),
+        Scored(example("d", "5", id="plain")),
+    ]
+    curated = curate(rows, pipeline("clean"), tools())
+    assert reasons(curated) == {
+        "empty": "clean: drop_empty: empty answer",
+        "token": "clean: drop_control_tokens: control token in the text",
+    }
+    assert curated.counts[0].modified["strip_emoji"] == 2
+    edits = {e.id: e.edits for e in curated.kept}
+    assert edits == {"twice": ("drop_boilerplate_opening", "strip_emoji"), "plain": None}
+    alone = pipeline("clean", clean={"rules": ["strip_emoji"]})
+    assert reasons(curate(rows, alone, tools())) == {
+        "empty": "clean: the rules left no valid dialog"
+    }
+
+
+def test_a_users_rule_is_loaded_by_path_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from posttrain.curation import Drop, map_assistant\n"
+        "def shout(row):\n    return map_assistant(row, str.upper)\n"
+        "def no_x(row):\n    return Drop('has x') if 'x' in row.messages[-1].content else row\n"
+        "def nothing(row):\n    return None\n"
+        "def meddle(row):\n    return row.model_copy(update={'messages': row.messages[1:]})\n"
+    )
+    mine = tools(rules=load_functions(path))
+    rows = [Scored(example("a", "abc")), Scored(example("b", "x", id="b"))]
+    curated = curate(rows, pipeline("clean", clean={"rules": ["no_x", "shout"]}), mine)
+    assert answers(curated) == ["ABC"] and reasons(curated) == {"b": "clean: no_x: has x"}
+    for rule, message in {
+        "nothing": "got NoneType",
+        "meddle": "assistant turns only",
+        "shuot": "did you mean shout",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            curate(rows, pipeline("clean", clean={"rules": [rule]}), mine)
+
+
+def test_map_assistant_returns_the_same_row_when_nothing_changes() -> None:
+    row = example("a", "b")
+    assert map_assistant(row, str.strip) is row
+    assert Drop("x").reason == "x"
+
+
+# Quality and difficulty
+
+
+def scored_rows(num: int = 8) -> list[Scored]:
+    """Scores 0 to num-1; the judge gives its maximum to the two worst, and no grade to the best."""
+    return [
+        Scored(
+            example(f"q{i}", f"a{i}", id=f"r{i}"),
+            score=float(i),
+            grade=None if i == num - 1 else Grade(3 if i < 2 else 1, 3),
+        )
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ("union", {"r0", "r1", "r6", "r7"}),
+        ("reward", {"r6", "r7"}),
+        ("judge", {"r0", "r1"}),
+        ("all", {f"r{i}" for i in range(8)}),
+    ],
+)
+def test_quality_keeps_the_union_of_two_signals(keep: str, kept: set[str]) -> None:
+    curated = curate(scored_rows(), pipeline("quality", quality={"keep": keep}), tools())
+    assert {e.id for e in curated.kept} == kept
+    note = curated.counts[0].notes["math"]
+    assert (note["reward"], note["judge"], note["union"], note["both"]) == (2, 2, 4, 0)
+    assert note["without_grade"] == 1
+
+
+def test_quality_is_per_capability_ties_stay_and_people_always_do() -> None:
+    rows = [
+        *(Scored(example(f"m{i}", "a", id=f"m{i}"), score=100.0 + i // 3) for i in range(6)),
+        *(Scored(example(f"c{i}", "a", "code", id=f"c{i}"), score=float(i)) for i in range(4)),
+        Scored(example("h", "a", id="human"), score=-50.0, human=True),
+        Scored(example("n", "a", id="nothing")),
+    ]
+    settings = pipeline("quality", mix={"max_repeat": 9})
+    curated = curate(rows, settings, tools(shares={"math": 4 / 5, "code": 1 / 5}))
+    assert {e.id for e in curated.kept} == {"m3", "m4", "m5", "c3", "human"}
+    assert reasons(curated)["nothing"] == "quality: neither score nor grade"
+    decisions = {e.id: e.model_extra["decisions"] for e in curated.kept if e.model_extra}
+    assert decisions["m3"][0] == "quality: reward top 25%"
+    assert decisions["human"][0] == "quality: written by a person"
+
+
+def test_without_use_judge_grades_do_not_count() -> None:
+    settings = pipeline("quality", quality={"use_judge": False})
+    assert {e.id for e in curate(scored_rows(), settings, tools()).kept} == {"r6", "r7"}
+
+
+def test_difficulty_comes_from_the_level_else_from_the_pass_rate() -> None:
+    rows = [
+        *(
+            Scored(example(f"l{i}", "a", id=f"l{i}", pass_rate=1.0), prompt=ask("q", level=i))
+            for i in range(1, 7)
+        ),
+        *(
+            Scored(example(f"p{rate}", "a", id=f"p{rate}", pass_rate=rate), prompt=ask("q"))
+            for rate in (1.0, 0.75, 0.5, 0.25, 0.1)
+        ),
+        Scored(example("u", "a", id="u")),
+    ]
+    curated = curate(rows, pipeline("difficulty"), tools())
+    found = {e.id: e.model_extra["difficulty"] for e in curated.kept if e.model_extra}
+    assert [found[f"l{i}"] for i in range(1, 7)] == [1, 1, 2, 2, 3, 3]
+    assert [found[f"p{r}"] for r in (1.0, 0.75, 0.5, 0.25, 0.1)] == [1, 1, 2, 2, 3]
+    assert found["u"] == 2 and curated.counts[0].notes["from nothing:"] == 1
+    with pytest.raises(BadInput, match="pass_rate is 'often'"):
+        wrong = Scored(example("w", "a", pass_rate="often"))
+        curate([wrong], pipeline("difficulty"), tools())
+
+
+# Duplicates
+
+
+def test_of_equal_dialogs_the_best_stays_and_people_come_first() -> None:
+    rows = [
+        Scored(example("a", "1", id="low"), score=1.0),
+        Scored(example("a", "1 ", id="high"), score=2.0),
+        Scored(example("b", "2", id="machine"), score=9.0),
+        Scored(example("b", "2", id="person"), human=True),
+        Scored(example("c", "3", id="again")),
+    ]
+    old = example("c", "3", id="old")
+    curated = curate(rows, pipeline("exact_duplicates"), tools(earlier=[old]))
+    assert {e.id for e in curated.kept} == {"high", "person"}
+    keepers = {d.id: d.extra["keeper"] for d in curated.dropped}
+    assert keepers == {"low": "high", "machine": "person", "again": "old"}
+
+
+def test_rows_without_ids_of_their_own_may_be_equal() -> None:
+    rows = [Scored(example("a", "1")), Scored(example("a", "1")), Scored(example("b", "1"))]
+    curated = curate(rows, pipeline("exact_duplicates"), tools())
+    assert (len(curated.kept), len(curated.dropped)) == (2, 1)
+    with pytest.raises(BadInput, match="put exact_duplicates into the order"):
+        curate(rows, pipeline(), tools())
+    different = [Scored(example("a", "1", id="x")), Scored(example("b", "1", id="x"))]
+    with pytest.raises(BadInput, match="two different rows have the id x"):
+        curate(different, pipeline("exact_duplicates"), tools())
+
+
+def near_rows() -> list[Scored]:
+    text = "please name the longest river of the whole continent"
+    return [
+        Scored(example(text, "the danube", id="easy"), score=5.0, prompt=ask("q", level=1)),
+        Scored(example(text + " ", "the danube.", id="hard"), score=1.0, prompt=ask("q", level=6)),
+        Scored(example(text, "the danube!", "code", id="elsewhere"), score=1.0),
+        *(Scored(example(f"{c}{c}{d}{d}", "x", id=c + d)) for c, d in ["ab", "cd", "ef", "gh"]),
+    ]
+
+
+def test_near_duplicates_lose_to_the_harder_row_of_their_capability() -> None:
+    shares = {"math": 0.8, "code": 0.2}
+    curated = curate(near_rows(), pipeline("difficulty", "semantic_dedup"), tools(shares=shares))
+    (dropped,) = [d for d in curated.dropped if d.step == "semantic_dedup"]
+    assert dropped.id == "easy" and dropped.extra["keeper"] == "hard"
+    assert 0.95 <= dropped.extra["cosine"] <= 1
+    assert "elsewhere" in {e.id for e in curated.kept}
+    assert curated.counts[1].notes["math"] == {"loss": 1 / 6, "truncated": 0}
+
+
+def test_too_great_a_loss_stops_the_step_and_names_the_capability() -> None:
+    settings = pipeline("difficulty", "semantic_dedup", dedup={"max_loss": 0.1})
+    with pytest.raises(StepFailed, match=r"math loses 16\.7%"):
+        curate(near_rows(), settings, tools())
+    with pytest.raises(BadInput, match="no embedder"):
+        curate(near_rows(), settings, tools(embed=None))
+
+
+def test_earlier_rounds_count_as_kept() -> None:
+    old = example("please name the longest river of the whole continent", "danube", id="old")
+    settings = pipeline("semantic_dedup", dedup={"max_loss": 0.5})
+    curated = curate(near_rows(), settings, tools(earlier=[old]))
+    keepers = {d.id: d.extra.get("keeper") for d in curated.dropped if d.step == "semantic_dedup"}
+    assert keepers == {"easy": "old", "hard": "old"}
+
+
+def test_minilm_finds_a_reworded_sum_and_keeps_different_ones(tmp_path: Path) -> None:
+    embedder = Embedder(embedder_folder("minilm", tmp_path), tmp_path)
+    rows = [
+        Scored(example("12+34=?", "46", id="kept"), score=2.0),
+        Scored(example("12 + 34 = ?", "46", id="reworded"), score=1.0),
+        Scored(example("71+28=?", "99", id="other")),
+        Scored(example("Who wrote Faust?", "Goethe", id="far")),
+    ]
+    settings = pipeline("semantic_dedup", dedup={"threshold": 0.99})
+    curated = curate(rows, settings, tools(embed=embedder.embed))
+    assert {d.id: d.extra["keeper"] for d in curated.dropped} == {"reworded": "kept"}
+
+
+# Decontamination
+
+
+def test_held_out_prompts_are_found_whole_and_in_pieces() -> None:
+    long = "A train leaves the old station at nine and needs three hours to cross the wide valley"
+    heldout = [ask("12+34=?", id="short"), ask(long, id="long")]
+    system = Message(role="system", content="Be brief.")
+    turns = [Message(role="user", content="hello"), Message(role="assistant", content="hi")]
+    asked = [Message(role="user", content="12+34=? "), Message(role="assistant", content="46")]
+    rows = [
+        Scored(example("12+34=?", "46", id="same"), human=True),
+        Scored(Example(id="steered", messages=(system, *asked), capability="math")),
+        Scored(Example(id="second", messages=(*turns, *asked), capability="math")),
+        Scored(example(f"Read this. {long.upper()}! When does it arrive?", "noon", id="inside")),
+        Scored(example("12+34=46?", "yes", id="free")),
+        Scored(example("A train leaves the old station at nine", "ok", id="part")),
+    ]
+    curated = curate(rows, pipeline(), tools(heldout=heldout))
+    assert {e.id for e in curated.kept} == {"free", "part"}
+    hits = {d.id: d.extra["heldout"] for d in curated.dropped}
+    assert hits == {"same": "short", "steered": "short", "second": "short", "inside": "long"}
+    assert reasons(curated)["inside"] == "decontaminate: 13-grams of a held-out prompt"
+
+
+# The mix
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "shares", "settings", "sizes"),
+    [
+        ({"a": 100, "b": 100}, {"a": 0.5, "b": 0.5}, {}, {"a": 100, "b": 100}),
+        ({"a": 100, "b": 10}, {"a": 0.5, "b": 0.5}, {"max_repeat": 4}, {"a": 40, "b": 40}),
+        ({"a": 100, "b": 30}, {"a": 0.5, "b": 0.5}, {"max_repeat": 4}, {"a": 100, "b": 100}),
+        ({"a": 100, "b": 100}, {"a": 0.9, "b": 0.1}, {"max_total": 50}, {"a": 45, "b": 5}),
+        ({"a": 10}, {"a": 0.3, "b": 0.7}, {}, {"a": 10}),
+        ({"a": 10, "c": 5}, {"a": 1.0}, {}, {"a": 10}),
+    ],
+)
+def test_target_sizes(
+    num_rows: dict[str, int],
+    shares: dict[str, float],
+    settings: dict[str, int],
+    sizes: dict[str, int],
+) -> None:
+    assert target_sizes(num_rows, shares, parse(Mix, settings, "mix")) == sizes
+
+
+@given(
+    num_rows=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 60), min_size=1),
+    weights=st.lists(st.integers(0, 20), min_size=4, max_size=4),
+    max_repeat=st.integers(1, 5),
+    max_total=st.none() | st.integers(1, 80),
+)
+def test_target_sizes_keep_shares_and_repeats(
+    num_rows: dict[str, int], weights: list[int], max_repeat: int, max_total: int | None
+) -> None:
+    whole = sum(weights) or 1
+    shares = {c: w / whole for c, w in zip("abcd", weights, strict=True)}
+    settings = Mix(max_repeat=max_repeat, max_total=max_total)
+    sizes = target_sizes(num_rows, shares, settings)
+    total, wanted = sum(sizes.values()), sum(shares[c] for c in sizes)
+    for capability, size in sizes.items():
+        assert size <= num_rows[capability] * max_repeat
+        assert abs(size - total * shares[capability] / wanted) < 1.001
+    assert total <= (max_total or total)
+
+
+def test_the_mix_repeats_small_sources_and_drops_the_worst_of_large_ones() -> None:
+    rows = [
+        *(Scored(example(f"m{i}", "a", id=f"m{i}"), score=float(i)) for i in range(9)),
+        Scored(example("mh", "a", id="mh"), human=True),
+        *(Scored(example(f"c{i}", "a", "code", id=f"c{i}"), score=float(i)) for i in range(2)),
+        Scored(example("s", "a", "stray", id="s")),
+    ]
+    shares = {"math": 0.5, "code": 0.3, "tools": 0.2}
+    curated = curate(rows, pipeline(mix={"max_repeat": 2}), tools(shares=shares))
+    assert {e.id: e.repeat for e in curated.kept} == {
+        **dict.fromkeys(["mh", "m8", "m7", "m6", "m5", "m4"], 1),
+        **{"c0": 2, "c1": 2},
+    }
+    assert reasons(curated)["m3"] == "mix: over share"
+    assert reasons(curated)["s"] == "mix: no share in the mix"
+    assert curated.mix["math"].achieved == 0.6 and curated.mix["code"].wanted == 0.3
+    assert curated.mix["code"].rows == 2 and curated.mix["code"].examples == 4
+    assert curated.counts[-1].notes["missing"] == ["tools"]
+
+
+def test_nothing_left_is_an_error_that_says_where_it_went() -> None:
+    held = [ask("q")]
+    with pytest.raises(StepFailed, match=r"all rows dropped before mix: decontaminate 1 → 0"):
+        curate([Scored(example("q", "a"))], pipeline(), tools(heldout=held))
+    with pytest.raises(StepFailed, match="no rows left"):
+        curate([Scored(example("q", "a"))], pipeline(), tools(shares={"code": 1.0}))
+    with pytest.raises(BadInput, match="no rows to curate"):
+        curate([], pipeline(), tools())
+    with pytest.raises(BadInput, match="finite score"):
+        curate([Scored(example("q", "a"), score=float("nan"))], pipeline(), tools())
+
+
+# The whole
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> Scored:
+    user = draw(st.sampled_from(["12+34=?", "12+35=?", "reverse abc", "what is a river", "x" * 9]))
+    answer = draw(st.sampled_from(["46", "Sure! 46", "cba 😀", "😀", "water", "a <|eot_id|>"]))
+    score = draw(st.none() | st.sampled_from([0.0, 1.0, 2.0]))
+    grade = draw(st.none() | st.builds(Grade, st.integers(1, 3), st.just(3)))
+    return Scored(
+        example(user, answer, draw(st.sampled_from(["math", "code", "stray"])), score=score),
+        score,
+        grade,
+        draw(st.none() | st.builds(lambda level: ask("p", level=level), st.integers(1, 6))),
+        draw(st.booleans()),
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=st.lists(scored(), min_size=1, max_size=25), seed=st.integers(0, 99))
+def test_every_row_is_kept_or_dropped_and_input_order_does_not_matter(
+    rows: list[Scored], seed: int
+) -> None:
+    things = tools(shares={"math": 0.7, "code": 0.3}, heldout=[ask("x" * 9)])
+    every = parse(Pipeline, {"dedup": {"max_loss": 1.0}}, "test")
+    first = run(rows, every, things)
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    assert run(shuffled, every, things) == first
+    if isinstance(first, Curated):
+        ids = [e.id for e in first.kept] + [d.id for d in first.dropped]
+        assert sorted(ids) == sorted(s.example.id for s in rows)
+        assert len({e.id for e in first.kept}) == len(first.kept)
+        for count in first.counts:
+            assert count.rows_in == count.rows_out + sum(count.dropped.values())
+        for kept in first.kept:
+            steps = [d.split(":")[0] for d in (kept.model_extra or {})["decisions"]]
+            assert steps == list(every.order)
+
+
+def run(rows: list[Scored], settings: Pipeline, things: CurationTools) -> Curated | str:
+    try:
+        return curate(rows, settings, things)
+    except StepFailed as error:
+        return str(error)
+
+
+# Judges and rubrics
+
+
+def test_the_simulated_judge_grades_by_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "judge_rules.py"
+    path.write_text(
+        "def grade(prompt, response, passed):\n"
+        "    return {'none': None, 'odd': 4}.get(response, 3 if passed else 1)\n"
+    )
+    judge = SimulatedJudge(path, load_functions)
+
+    def candidate(response: str) -> Candidate:
+        turns = (Message(role="user", content="q"), Message(role="assistant", content=response))
+        return Candidate(
+            id="p/0",
+            prompt_id="p",
+            messages=turns,
+            seed=1,
+            finish_reason="stop",
+            num_tokens=1,
+            model="m",
+        )
+
+    assert judge.grade(candidate("yes"), ask("q"), True) == Grade(3, 3, "simulated judge")
+    assert judge.grade(candidate("no"), ask("q"), False) == Grade(1, 3, "simulated judge")
+    assert judge.grade(candidate("none"), ask("q"), True) is None
+    with pytest.raises(BadInput, match="answered 4 for p/0"):
+        judge.grade(candidate("odd"), ask("q"), True)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(BadInput, match="expected a function grade"):
+        SimulatedJudge(tmp_path / "empty.py", load_functions)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("general", (1, 2, 3)), ("code", (1, 2))])
+def test_rubrics_render_dialog_response_and_scale(name: str, scale: tuple[int, ...]) -> None:
+    variables = {"dialog": [{"role": "user", "content": "1 < 2 & 3?"}], "response": "{{ yes }}"}
+    rubric = render_rubric(DATA_QUALITY / "rubrics" / f"{name}.jinja", variables)
+    assert rubric.scale == scale
+    assert "[user]\n1 < 2 & 3?\n" in rubric.text and "\n{{ yes }}\n" in rubric.text
+    assert rubric.text.endswith(", ".join(map(str, scale)) + ".")
+
+
+def test_a_wrong_rubric_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="'dialog' is undefined"):
+        render_rubric(DATA_QUALITY / "rubrics" / "code.jinja", {"response": "x"})
+    (tmp_path / "bad.jinja").write_text("{% set scale = [3, 1] %}x")
+    with pytest.raises(BadInput, match="found \\[3, 1\\]"):
+        render_rubric(tmp_path / "bad.jinja", {})

@@ -1,0 +1,478 @@
+"""What both sampling engines promise, measured on the tiny base.
+
+pytest tests/test_sampling.py
+"""
+
+import importlib.util
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from posttrain.errors import BadInput, Damaged, GuardFailed, StepFailed
+from posttrain.generation import Engine, Request, Sample
+from posttrain.models.chat import decode_response, end_token_ids, load_tokenizer, render_prompt
+from posttrain.sampling.draws import draw_tokens, uniforms
+from posttrain.sampling.service import open_engine
+from posttrain.sampling.shards import generate_in_shards
+from posttrain.sampling.transformers_engine import TransformersEngine
+from posttrain.sampling.vllm_engine import VllmEngine
+from posttrain.settings.engines import TransformersEngineSettings, VllmEngineSettings
+
+BASE = Path(__file__).parents[1] / "rounds/tiny/base"
+QUESTIONS = ("34+75=?", "Reverse the word lemon.", "7+8=?", "Sort the letters of stone.", "Hi!")
+SCHEMA = {
+    "type": "object",
+    "properties": {"score": {"type": "integer", "minimum": 1, "maximum": 5}},
+    "required": ["score"],
+    "additionalProperties": False,
+}
+
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None and os.environ.get("CI") != "true",
+    reason="vllm is not installed",
+)
+
+
+def request(place: int = 0, **fields: object) -> Request:
+    """A request for one of the questions."""
+    question = QUESTIONS[place % len(QUESTIONS)]
+    values = {"id": f"r{place}", "seed": 100 * place, "max_tokens": 16, "n": 2, **fields}
+    return Request.model_validate({"messages": [{"role": "user", "content": question}], **values})
+
+
+def engine_of(batch_size: int = 128, model: Path = BASE) -> TransformersEngine:
+    return TransformersEngine(model, TransformersEngineSettings(batch_size=batch_size))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    opened = open_engine(TransformersEngineSettings(), BASE, None)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def vllm() -> Iterator[VllmEngine]:
+    opened = VllmEngine(BASE, VllmEngineSettings(type="vllm", dtype="float32"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with other weights."""
+    folder = tmp_path_factory.mktemp("models") / "other"
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    load_tokenizer(BASE).save_pretrained(folder)
+    return folder
+
+
+# ---- draws
+
+
+def test_draws_follow_the_distribution() -> None:
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+    rows = 20_000
+    drawn = draw_tokens(
+        probs.log().expand(rows, -1), uniforms(range(rows), 3), torch.ones(rows), torch.ones(rows)
+    )
+    shares = torch.bincount(drawn, minlength=5) / rows
+    # Four standard deviations.
+    assert torch.all((shares - probs).abs() <= 4 * (probs * (1 - probs) / rows).sqrt())
+
+
+def test_neighbouring_seeds_and_steps_draw_independently() -> None:
+    rows = 20_000
+    numbers = [uniforms(range(seed, seed + rows), step) for seed in (0, 1) for step in (0, 1)]
+    table = torch.corrcoef(torch.from_numpy(np.stack(numbers))) - torch.eye(4)
+    assert table.abs().max() < 4 / math.sqrt(rows)
+
+
+def test_temperature_and_top_p_bound_the_draw() -> None:
+    rows = 4000
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(rows, -1)
+    numbers = uniforms(range(rows), 0)
+    one = torch.ones(rows)
+    assert set(draw_tokens(logits, numbers, 0 * one, one).tolist()) == {0}
+    assert set(draw_tokens(logits, numbers, one, 0.75 * one).tolist()) == {0, 1}
+    assert set(draw_tokens(logits, numbers, one, 0.85 * one).tolist()) == {0, 1, 2}
+    cold = Counter(draw_tokens(logits, numbers, 0.5 * one, one).tolist())
+    assert cold[0] / rows == pytest.approx(0.25 / 0.365, abs=0.03)
+
+
+def test_damaged_weights_are_noticed(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    model.save_pretrained(tmp_path)
+    load_tokenizer(BASE).save_pretrained(tmp_path)
+    with pytest.raises(GuardFailed, match="NaN"):
+        engine_of(model=tmp_path).generate([request()])
+
+
+# ---- the transformers engine
+
+
+def test_batch_size_and_order_change_no_sample(engine: Engine) -> None:
+    requests = [request(i, n=1 + i % 3) for i in range(10)]
+    expected = engine.generate(requests)
+    assert [len(samples) for samples in expected] == [r.n for r in requests]
+    assert engine_of(batch_size=3).generate(requests) == expected
+    assert engine.generate(requests[::-1])[::-1] == expected
+    assert engine.generate(requests[4:5]) == expected[4:5]
+
+
+def test_n_samples_are_n_seeds(engine: Engine) -> None:
+    whole = engine.generate([request(1, n=4, seed=50)])[0]
+    single = engine.generate([request(1, n=1, seed=50 + i) for i in range(4)])
+    assert whole == [samples[0] for samples in single]
+    assert len({sample.token_ids for sample in whole}) > 1
+
+
+def test_greedy_is_what_transformers_generates(engine: Engine) -> None:
+    requests = [request(i, temperature=0.0, n=1, max_tokens=24) for i in range(5)]
+    tokenizer = load_tokenizer(BASE)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+    for asked, samples in zip(requests, engine.generate(requests), strict=True):
+        ids = torch.tensor([render_prompt(tokenizer, asked.messages)])
+        ends = sorted(end_token_ids(tokenizer))
+        output = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=ends)
+        assert samples[0].token_ids == tuple(output[0, ids.shape[1] :].tolist())
+
+
+def check_endings(samples: list[Sample], max_tokens: int) -> None:
+    tokenizer = load_tokenizer(BASE)
+    ends = end_token_ids(tokenizer)
+    for sample in samples:
+        ended = sample.token_ids[-1] in ends
+        assert sample.finish_reason == ("stop" if ended else "length")
+        assert ended or len(sample.token_ids) == max_tokens
+        assert not any(token in ends for token in sample.token_ids[:-1])
+        assert sample.text == decode_response(tokenizer, sample.token_ids)
+
+
+def test_the_ending_tells_how_a_response_ended(engine: Engine) -> None:
+    requests = [request(i, n=16, max_tokens=4) for i in range(5)]
+    check_endings([s for samples in engine.generate(requests) for s in samples], 4)
+
+
+def test_a_stop_text_ends_a_response_and_is_left_out(engine: Engine) -> None:
+    free = engine.generate([request(0, n=8, max_tokens=24)])[0]
+    longest = max(free, key=lambda sample: len(sample.text))
+    stop = longest.text[2:4]
+    for before, after in zip(
+        free, engine.generate([request(0, n=8, max_tokens=24, stop=(stop,))])[0], strict=True
+    ):
+        assert after.text == before.text.split(stop)[0]
+        assert before.token_ids[: len(after.token_ids)] == after.token_ids
+        if stop in before.text:
+            assert after.finish_reason == "stop"
+
+
+def test_choices_are_kept_and_drawn_by_probability(engine: Engine) -> None:
+    choices = ("yes", "no", "not sure")
+    asked = request(2, n=200, choices=choices, logprobs=True)
+    samples = engine.generate([asked])[0]
+    assert {sample.text for sample in samples} <= set(choices)
+    assert {sample.finish_reason for sample in samples} == {"stop"}
+    for text, count in Counter(sample.text for sample in samples).items():
+        logprobs = next(sample.logprobs for sample in samples if sample.text == text)
+        assert logprobs is not None
+        share = math.exp(sum(logprobs))
+        assert count / 200 == pytest.approx(share, abs=4 * math.sqrt(share / 200))
+
+
+def test_choices_mix_with_free_requests(engine: Engine) -> None:
+    free, bounded = request(0), request(0, choices=("a", "ab"))
+    together = engine.generate([free, bounded, free])
+    assert together[0] == together[2] == engine.generate([free])[0]
+    assert {sample.text for sample in together[1]} <= {"a", "ab"}
+
+
+def test_logprobs_are_the_models_own(engine: Engine) -> None:
+    asked = request(1, n=1, temperature=0.7, top_p=0.9, logprobs=True)
+    sample = engine.generate([asked])[0][0]
+    tokenizer = load_tokenizer(BASE)
+    prompt = render_prompt(tokenizer, asked.messages)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *sample.token_ids]])).logits[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+    assert sample.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_tools_reach_the_prompt(engine: Engine) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    with_tool = request(0, temperature=0.0, n=1, tools=(tool,), logprobs=True)
+    without = request(0, temperature=0.0, n=1, logprobs=True)
+    (a,), (b,) = engine.generate([with_tool, without])
+    assert a.logprobs != b.logprobs
+
+
+def test_a_prompt_without_room_is_bad_input(engine: Engine) -> None:
+    with pytest.raises(BadInput, match=r"request r3: \d+ prompt tokens and max_tokens 250"):
+        engine.generate([request(0), request(3, max_tokens=250)])
+
+
+def test_a_choice_without_room_is_bad_input(engine: Engine) -> None:
+    with pytest.raises(BadInput, match="request r0: the choice"):
+        engine.generate([request(0, choices=("a very long choice",), max_tokens=2)])
+
+
+def test_a_schema_is_refused_by_name(engine: Engine) -> None:
+    with pytest.raises(BadInput, match="request r1.*json_schema"):
+        engine.generate([request(1, json_schema=SCHEMA)])
+
+
+def test_bfloat16_runs() -> None:
+    settings = TransformersEngineSettings(dtype="bfloat16")
+    check_endings(TransformersEngine(BASE, settings).generate([request(0)])[0], 16)
+
+
+def test_a_folder_without_a_model_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="tokenizer"):
+        open_engine(TransformersEngineSettings(), tmp_path, None)
+
+
+# ---- shards
+
+
+class CrashingEngine:
+    """A real engine that dies after some calls."""
+
+    def __init__(self, engine: Engine, calls: int) -> None:
+        self.engine, self.left = engine, calls
+
+    def generate(self, requests: list[Request]) -> list[list[Sample]]:
+        if self.left == 0:
+            raise StepFailed("crash")
+        self.left -= 1
+        return self.engine.generate(requests)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def test_shards_survive_a_crash(engine: Engine, tmp_path: Path) -> None:
+    requests = [request(i, logprobs=True) for i in range(10)]
+    expected = list(zip(requests, engine.generate(requests), strict=True))
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+
+    with pytest.raises(StepFailed):
+        list(generate_in_shards(CrashingEngine(engine, 2), requests, 4, tmp_path, progress))
+    assert told == [(4, 10), (8, 10)]
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == 2
+    resumed = list(generate_in_shards(CrashingEngine(engine, 1), requests, 4, tmp_path, progress))
+    assert [(r, [s.text for s in samples]) for r, samples in resumed] == [
+        (r, [s.text for s in samples]) for r, samples in expected
+    ]
+    assert told[2:] == [(4, 10), (8, 10), (10, 10)]
+    assert before.items() <= {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}.items()
+    again = generate_in_shards(CrashingEngine(engine, 0), requests, 4, tmp_path, progress)
+    assert list(again) == resumed
+
+
+def test_other_requests_never_meet_an_old_shard(engine: Engine, tmp_path: Path) -> None:
+    def texts(requests: list[Request], size: int) -> list[list[str]]:
+        pairs = generate_in_shards(engine, requests, size, tmp_path, lambda done, total: None)
+        return [[s.text for s in samples] for _, samples in pairs]
+
+    first = texts([request(0), request(1)], 2)
+    hotter = [request(0, temperature=2.0), request(1)]
+    assert texts(hotter, 2) == [[s.text for s in x] for x in engine.generate(hotter)]
+    assert texts([request(0), request(1)], 1) == first
+
+
+def test_a_damaged_shard_is_named(engine: Engine, tmp_path: Path) -> None:
+    def run() -> list[tuple[Request, list[Sample]]]:
+        return list(generate_in_shards(engine, [request(0)], 2, tmp_path, lambda done, total: None))
+
+    run()
+    (path,) = tmp_path.iterdir()
+    whole = path.read_text()
+    for text in (whole[:-20], "", whole.replace('"r0"', '"r9"')):
+        path.write_text(text)
+        with pytest.raises(Damaged, match=path.name):
+            run()
+
+
+def test_equal_ids_are_bad_input(engine: Engine, tmp_path: Path) -> None:
+    pairs = generate_in_shards(
+        engine, [request(0), request(0)], 1, tmp_path, lambda done, total: None
+    )
+    with pytest.raises(BadInput, match="r0"):
+        list(pairs)
+
+
+# ---- vLLM
+
+
+def descendants(pid: int, deep: bool = True) -> dict[int, str]:
+    """Live processes below one, with their command lines; only its children unless deep."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(folder.name)] = int(fields[1])
+                commands[int(folder.name)] = (folder / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found: set[int] = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+        if not deep:
+            break
+    return {child: commands[child] for child in found - {pid}}
+
+
+def worker_below(pid: int) -> int | None:
+    """The vLLM worker below a process, once it has started."""
+    found = [
+        child
+        for child, command in descendants(pid).items()
+        if "vllm_worker.py" in command and "guard" not in command
+    ]
+    return found[0] if found else None
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 20
+    while pids & {int(p.name) for p in Path("/proc").glob("[0-9]*")}:
+        assert time.monotonic() < deadline, f"still alive: {pids}"
+        time.sleep(0.05)
+
+
+@needs_vllm
+def test_vllm_samples_are_reproducible_and_end_as_they_say(vllm: VllmEngine) -> None:
+    requests = [request(i, n=4) for i in range(8)]
+    expected = vllm.generate(requests)
+    assert vllm.generate(requests[::-1])[::-1] == expected
+    single = vllm.generate([request(1, n=1, seed=100 + i) for i in range(4)])
+    assert [samples[0] for samples in single] == expected[1]
+    check_endings([s for samples in expected for s in samples], 16)
+
+
+@needs_vllm
+def test_both_engines_agree_on_greedy_and_on_logprobs(vllm: VllmEngine, engine: Engine) -> None:
+    requests = [request(i, n=2, temperature=0.0, logprobs=True) for i in range(5)]
+    for ours, theirs in zip(engine.generate(requests), vllm.generate(requests), strict=True):
+        assert [s.text for s in ours] == [s.text for s in theirs]
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.token_ids == other.token_ids
+            assert mine.finish_reason == other.finish_reason
+            assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+
+
+@needs_vllm
+def test_vllm_keeps_choices_schemas_and_stops(vllm: VllmEngine) -> None:
+    (chosen, shaped) = vllm.generate(
+        [request(0, n=8, choices=("yes", "no")), request(1, n=8, json_schema=SCHEMA)]
+    )
+    assert {sample.text for sample in chosen} <= {"yes", "no"}
+    assert {sample.text for sample in shaped} <= {f'{{"score":{i}}}' for i in range(1, 6)}
+    assert {sample.finish_reason for sample in (*chosen, *shaped)} == {"stop"}
+    free = vllm.generate([request(0, n=8)])[0]
+    stop = max((sample.text for sample in free), key=len)[1:3]
+    stopped = vllm.generate([request(0, n=8, stop=(stop,))])[0]
+    assert [s.text for s in stopped] == [s.text.split(stop)[0] for s in free]
+
+
+@needs_vllm
+def test_reload_forgets_cached_prompts(vllm: VllmEngine, other_model: Path) -> None:
+    # A prompt of several cache blocks, read once with the old weights.
+    messages = [{"role": "user", "content": "12 " * 60}]
+    requests = [
+        request(i, messages=messages, n=2, temperature=0.0, logprobs=True) for i in range(3)
+    ]
+    before = vllm.generate(requests)
+    vllm.reload(other_model)
+    reloaded = vllm.generate(requests)
+    vllm.reload(BASE)
+    assert vllm.generate(requests) == before
+    expected = engine_of(model=other_model).generate(requests)
+    for ours, theirs in zip(expected, reloaded, strict=True):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.token_ids == other.token_ids
+            assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+
+
+@needs_vllm
+def test_a_killed_vllm_worker_fails_the_step_and_leaves_nothing() -> None:
+    others = set(descendants(os.getpid()))
+    engine = VllmEngine(BASE, VllmEngineSettings(type="vllm", max_model_len=128))
+    ours = set(descendants(os.getpid())) - others
+    with pytest.raises(BadInput, match="context of 128 tokens"):
+        engine.generate([request(0, max_tokens=120)])
+    (guard,) = ours & set(descendants(os.getpid(), deep=False))
+    worker = worker_below(guard)
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(StepFailed, match="killed by signal 9"):
+        engine.generate([request(0)])
+    wait_until_gone(ours)
+    with pytest.raises(BadInput, match="closed"):
+        engine.generate([request(0)])
+
+
+@needs_vllm
+def test_a_vllm_worker_dies_with_its_owner() -> None:
+    source = f"""
+from pathlib import Path
+from posttrain.sampling.vllm_engine import VllmEngine
+from posttrain.settings.engines import VllmEngineSettings
+VllmEngine(Path({str(BASE)!r}), VllmEngineSettings(type="vllm"))
+"""
+    owner = subprocess.Popen([sys.executable, "-c", source])
+    deadline = time.monotonic() + 60
+    while worker_below(owner.pid) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    below = set(descendants(owner.pid))
+    owner.kill()
+    owner.wait()
+    wait_until_gone(below)
+
+
+def test_an_environment_without_vllm_is_bad_input(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    # No site-packages: the interpreter runs, and has nothing installed.
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    with pytest.raises(BadInput, match="has no vllm: install it there"):
+        VllmEngine(BASE, VllmEngineSettings(type="vllm", python=python))
+
+
+def test_a_missing_interpreter_is_bad_input(tmp_path: Path) -> None:
+    settings = VllmEngineSettings(type="vllm", python=tmp_path / "python")
+    with pytest.raises(BadInput, match="no interpreter to run vLLM with"):
+        open_engine(settings, BASE, None)
+
+
+@needs_vllm
+def test_a_model_that_does_not_load_shows_the_log(tmp_path: Path) -> None:
+    load_tokenizer(BASE).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((BASE / "config.json").read_text())
+    with pytest.raises(StepFailed, match="(?s)ended with status 1.*  \\| "):
+        VllmEngine(tmp_path, VllmEngineSettings(type="vllm"))
