@@ -30,7 +30,8 @@ DATA_QUALITY = Path(__file__).parent.parent / "data_quality"
 
 def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return {
@@ -115,7 +116,8 @@ def test_the_shipped_pipeline_is_the_documented_default() -> None:
 def test_wrong_settings_are_one_readable_line(data: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         parse(Pipeline, data, "pipeline.yaml")
-    assert str(caught.value).startswith("pipeline.yaml: ") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("pipeline.yaml: ")
+    assert "\n" not in str(caught.value)
 
 
 # Cleaning
@@ -176,7 +178,8 @@ def test_a_users_rule_is_loaded_by_path_and_checked(tmp_path: Path) -> None:
     mine = tools(rules=load_functions(path))
     rows = [Scored(example("a", "abc")), Scored(example("b", "x", id="b"))]
     curated = curate(rows, pipeline("clean", clean={"rules": ["no_x", "shout"]}), mine)
-    assert answers(curated) == ["ABC"] and reasons(curated) == {"b": "clean: no_x: has x"}
+    assert answers(curated) == ["ABC"]
+    assert reasons(curated) == {"b": "clean: no_x: has x"}
     for rule, message in {
         "nothing": "got NoneType",
         "meddle": "assistant turns only",
@@ -261,9 +264,10 @@ def test_difficulty_comes_from_the_level_else_from_the_pass_rate() -> None:
     found = {e.id: e.model_extra["difficulty"] for e in curated.kept if e.model_extra}
     assert [found[f"l{i}"] for i in range(1, 7)] == [1, 1, 2, 2, 3, 3]
     assert [found[f"p{r}"] for r in (1.0, 0.75, 0.5, 0.25, 0.1)] == [1, 1, 2, 2, 3]
-    assert found["u"] == 2 and curated.counts[0].notes["from nothing:"] == 1
+    assert found["u"] == 2
+    assert curated.counts[0].notes["from unknown"] == 1
+    wrong = Scored(example("w", "a", pass_rate="often"))
     with pytest.raises(BadInput, match="pass_rate is 'often'"):
-        wrong = Scored(example("w", "a", pass_rate="often"))
         curate([wrong], pipeline("difficulty"), tools())
 
 
@@ -302,7 +306,7 @@ def near_rows() -> list[Scored]:
         Scored(example(text, "the danube", id="easy"), score=5.0, prompt=ask("q", level=1)),
         Scored(example(text + " ", "the danube.", id="hard"), score=1.0, prompt=ask("q", level=6)),
         Scored(example(text, "the danube!", "code", id="elsewhere"), score=1.0),
-        *(Scored(example(f"{c}{c}{d}{d}", "x", id=c + d)) for c, d in ["ab", "cd", "ef", "gh"]),
+        *(Scored(example(f"{c}{c}{d}{d}", "x", id=c + d)) for c, d in zip("aceg", "bdfh", strict=True)),
     ]
 
 
@@ -310,7 +314,7 @@ def test_near_duplicates_lose_to_the_harder_row_of_their_capability() -> None:
     shares = {"math": 0.8, "code": 0.2}
     curated = curate(near_rows(), pipeline("difficulty", "semantic_dedup"), tools(shares=shares))
     (dropped,) = [d for d in curated.dropped if d.step == "semantic_dedup"]
-    assert dropped.id == "easy" and dropped.extra["keeper"] == "hard"
+    assert (dropped.id, dropped.extra["keeper"]) == ("easy", "hard")
     assert 0.95 <= dropped.extra["cosine"] <= 1
     assert "elsewhere" in {e.id for e in curated.kept}
     assert curated.counts[1].notes["math"] == {"loss": 1 / 6, "truncated": 0}
@@ -427,8 +431,8 @@ def test_the_mix_repeats_small_sources_and_drops_the_worst_of_large_ones() -> No
     }
     assert reasons(curated)["m3"] == "mix: over share"
     assert reasons(curated)["s"] == "mix: no share in the mix"
-    assert curated.mix["math"].achieved == 0.6 and curated.mix["code"].wanted == 0.3
-    assert curated.mix["code"].rows == 2 and curated.mix["code"].examples == 4
+    assert curated.mix["math"].achieved == 0.6
+    assert curated.mix["code"] == (0.3, 0.4, 2, 4)
     assert curated.counts[-1].notes["missing"] == ["tools"]
 
 
@@ -528,7 +532,8 @@ def test_rubrics_render_dialog_response_and_scale(name: str, scale: tuple[int, .
     variables = {"dialog": [{"role": "user", "content": "1 < 2 & 3?"}], "response": "{{ yes }}"}
     rubric = render_rubric(DATA_QUALITY / "rubrics" / f"{name}.jinja", variables)
     assert rubric.scale == scale
-    assert "[user]\n1 < 2 & 3?\n" in rubric.text and "\n{{ yes }}\n" in rubric.text
+    assert "[user]\n1 < 2 & 3?\n" in rubric.text
+    assert "\n{{ yes }}\n" in rubric.text
     assert rubric.text.endswith(", ".join(map(str, scale)) + ".")
 
 

@@ -16,7 +16,7 @@ TEXTS = ["12+34=?\n46", "Name a river.\nThe Rhine.", "reverse 'abc'\ncba", "12 +
 
 
 def unit(matrix: np.ndarray) -> np.ndarray:
-    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), np.float32)
 
 
 def planted(seed: int, num: int, dimension: int = 8) -> np.ndarray:
@@ -171,7 +171,7 @@ def test_vectors_are_unit_in_order_and_the_same_bytes_from_the_cache(
     filled: Embedder, tmp_path: Path
 ) -> None:
     first = filled.embed(TEXTS)
-    assert first.vectors_ND.shape == (4, 384) and first.vectors_ND.dtype == np.float32
+    assert (first.vectors_ND.shape, first.vectors_ND.dtype) == ((4, 384), np.float32)
     assert np.linalg.norm(first.vectors_ND, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
     assert not first.truncated_N.any()
     turned = Embedder(filled.model, tmp_path).embed([*TEXTS[::-1], TEXTS[0]])

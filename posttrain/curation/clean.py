@@ -27,7 +27,7 @@ def clean(rows: Sequence[Row], names: Sequence[str], rules: Mapping[str, Rule]) 
     _check_known(names, rules)
     kept: list[Row] = []
     dropped: list[Dropped] = []
-    modified: Counter[str] = Counter({name: 0 for name in names})
+    modified: Counter[str] = Counter(dict.fromkeys(names, 0))
     for row in rows:
         example, edits, reason = _apply(row.example, names, rules)
         modified.update(edits)

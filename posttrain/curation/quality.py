@@ -7,12 +7,28 @@ Knows scores, grades, levels and pass rates; asks no model.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from posttrain.curation.contract import Row, StepResult, drop
 from posttrain.errors import BadInput
 from posttrain.settings.pipeline import Difficulty, Quality
+
+
+NOTES = ("reward", "judge", "union", "both", "human", "without_score", "without_grade")
+"""What is counted per capability; all but `human` count rows that no person wrote."""
+
+
+class Signals(NamedTuple):
+    """What the two signals say of one row."""
+
+    reward: bool
+    """The score is among its capability's top share."""
+    judge: bool
+    """The grade is its scale's maximum."""
+    known: bool
+    """There is a score or a grade that counts."""
 
 
 def rate_quality(rows: Sequence[Row], settings: Quality) -> StepResult:
@@ -23,45 +39,31 @@ def rate_quality(rows: Sequence[Row], settings: Quality) -> StepResult:
     """
     floors = reward_floors(rows, settings.rm_top_share)
     result = StepResult([], [], {}, {})
-    notes: dict[str, dict[str, int]] = {}
+    notes: dict[str, Counter[str]] = {}
     for row in rows:
-        by_reward = row.score is not None and row.score >= floors.get(
-            row.example.capability, math.inf
+        signals = _signals(row, floors, settings)
+        quality = signals.reward + signals.judge if signals.known or not row.human else None
+        rated = row._replace(quality=quality)
+        capability = row.example.capability
+        notes.setdefault(capability, Counter(dict.fromkeys(NOTES, 0))).update(
+            _notes(row, signals, settings)
         )
-        graded = settings.use_judge and row.grade is not None
-        by_judge = graded and row.grade is not None and row.grade.score >= row.grade.maximum
-        rated = row._replace(quality=by_reward + by_judge)
-        note = notes.setdefault(row.example.capability, dict.fromkeys(NOTES, 0))
         if row.human:
-            note["human"] += 1
             result.kept.append(rated.decide("quality", "written by a person"))
             continue
-        for name, counts in zip(
-            NOTES,
-            (by_reward, by_judge, by_reward or by_judge, by_reward and by_judge),
-            strict=False,
-        ):
-            note[name] += counts
-        note["without_score"] += row.score is None
-        note["without_grade"] += not graded
-        rated = rated.decide("quality", _verdict(by_reward, by_judge, settings))
+        rated = rated.decide("quality", _verdict(signals, settings))
         passes = {
-            "union": by_reward or by_judge,
-            "reward": by_reward,
-            "judge": by_judge,
+            "union": signals.reward or signals.judge,
+            "reward": signals.reward,
+            "judge": signals.judge,
             "all": True,
         }
+        reason = f"not best by {settings.keep}" if signals.known else "neither score nor grade"
         if passes[settings.keep]:
             result.kept.append(rated)
-        elif row.score is None and not graded:
-            result.dropped.append(drop(rated, "quality", "neither score nor grade"))
         else:
-            result.dropped.append(drop(rated, "quality", f"not best by {settings.keep}"))
-    return result._replace(notes=notes)
-
-
-NOTES = ("reward", "judge", "union", "both", "human", "without_score", "without_grade")
-"""What is counted per capability; all but `human` count rows that no person wrote."""
+            result.dropped.append(drop(rated, "quality", reason))
+    return result._replace(notes={c: dict(counts) for c, counts in sorted(notes.items())})
 
 
 def reward_floors(rows: Sequence[Row], top_share: float) -> Mapping[str, float]:
@@ -76,10 +78,35 @@ def reward_floors(rows: Sequence[Row], top_share: float) -> Mapping[str, float]:
     }
 
 
-def _verdict(by_reward: bool, by_judge: bool, settings: Quality) -> str:
+def _signals(row: Row, floors: Mapping[str, float], settings: Quality) -> Signals:
+    floor = floors.get(row.example.capability, math.inf)
+    grade = row.grade if settings.use_judge else None
+    return Signals(
+        reward=row.score is not None and row.score >= floor,
+        judge=grade is not None and grade.score >= grade.maximum,
+        known=row.score is not None or grade is not None,
+    )
+
+
+def _notes(row: Row, signals: Signals, settings: Quality) -> list[str]:
+    """The counters that a row adds one to."""
+    if row.human:
+        return ["human"]
+    applies = {
+        "reward": signals.reward,
+        "judge": signals.judge,
+        "union": signals.reward or signals.judge,
+        "both": signals.reward and signals.judge,
+        "without_score": row.score is None,
+        "without_grade": row.grade is None or not settings.use_judge,
+    }
+    return [name for name, holds in applies.items() if holds]
+
+
+def _verdict(signals: Signals, settings: Quality) -> str:
     reward = f"reward top {settings.rm_top_share:.0%}"
-    signals = [reward] * by_reward + ["judge maximum"] * by_judge
-    return " and ".join(signals) or "neither signal"
+    said = [reward] * signals.reward + ["judge maximum"] * signals.judge
+    return " and ".join(said) or "neither signal"
 
 
 def rate_difficulty(rows: Sequence[Row], settings: Difficulty) -> StepResult:
@@ -92,15 +119,14 @@ def rate_difficulty(rows: Sequence[Row], settings: Difficulty) -> StepResult:
         BadInput: a pass rate that is no number from 0 to 1.
     """
     kept: list[Row] = []
-    notes: dict[str, int] = {}
+    notes: Counter[str] = Counter()
     for row in rows:
         difficulty, basis = _difficulty(row, settings)
         kept.append(
             row._replace(difficulty=difficulty).decide("difficulty", f"{difficulty} ({basis})")
         )
-        for name in (f"difficulty {difficulty}", f"from {basis.split()[0]}"):
-            notes[name] = notes.get(name, 0) + 1
-    return StepResult(kept, [], {}, notes)
+        notes.update([f"difficulty {difficulty}", f"from {basis.split()[0]}"])
+    return StepResult(kept, [], {}, dict(sorted(notes.items())))
 
 
 def _difficulty(row: Row, settings: Difficulty) -> tuple[int, str]:
@@ -109,7 +135,7 @@ def _difficulty(row: Row, settings: Difficulty) -> tuple[int, str]:
         return 1 + sum(level > bound for bound in settings.level_bounds), f"level {level}"
     rate = (row.example.model_extra or {}).get("pass_rate")
     if rate is None:
-        return settings.unknown, "nothing: no level, no pass rate"
+        return settings.unknown, "unknown"
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise BadInput(
             f"row {row.example.id}: pass_rate is {rate!r}, expected a number from 0 to 1"
