@@ -28,6 +28,7 @@ from posttrain.settings.plan import SimulatedAnnotator
 
 Verify = Callable[[Sequence[tuple[Candidate, Prompt]]], Sequence[bool]]
 
+
 @dataclass(frozen=True)
 class SimulatedPeople:
     """Rules of taste with the noise people have."""

@@ -203,10 +203,7 @@ def _header(shard: Sequence[tuple[str, Tensor]]) -> bytes:
 
 def _open_all(stack: contextlib.ExitStack, tensors: Mapping[str, Tensor]) -> dict[Path, Any]:
     files = sorted({tensor.file for tensor in tensors.values()})
-    return {
-        file: stack.enter_context(safe_open(file, framework="pt"))
-        for file in files
-    }
+    return {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
 
 
 def _write_mean(

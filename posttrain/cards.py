@@ -1,6 +1,6 @@
 """The model card of an exported policy: what it was made from, and how it measured.
 
-    model_card(run, "round-6/dpo", manifest)
+model_card(run, "round-6/dpo", manifest)
 """
 
 from posttrain.controller import Run

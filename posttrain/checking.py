@@ -1,6 +1,6 @@
 """`posttrain check`: resolves everything a plan names and runs nothing.
 
-    check_run(run)   # {"steps": "118 steps in 6 rounds", …}
+check_run(run)   # {"steps": "118 steps in 6 rounds", …}
 """
 
 import shutil

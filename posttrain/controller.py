@@ -10,6 +10,7 @@ Knows states, jobs and disk space. Knows no stage: what a round consists of is
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -148,9 +149,7 @@ def run_steps(run: Run, steps: Sequence[Step], watch: Watch, redo_stale: bool = 
         StepFailed: a step ended without publishing.
     """
     resources = run.plan.resources
-    shared = resources.worker == "shared" or (
-        resources.worker == "auto" and not has_accelerator()
-    )
+    shared = resources.worker == "shared" or (resources.worker == "auto" and not has_accelerator())
     with WorkerPool(shared, resources.threads) as pool:
         for step in steps:
             state = run.folder.state(step)
@@ -165,7 +164,7 @@ def run_steps(run: Run, steps: Sequence[Step], watch: Watch, redo_stale: bool = 
             resumed = _prepare_partial(run, step, identity)
             watch.begin(step, resumed)
             job = _job(run, step, identity)
-            pool.run(job, lambda done, total, step=step: watch.progress(step, done, total))
+            pool.run(job, partial(watch.progress, step))
             run.folder.forget()
             manifest = run.folder.manifest(step)
             if manifest is None:
@@ -189,23 +188,26 @@ def _ready(run: Run, step: Step, state: State) -> Identity:
         )
     identity = run.folder.identity(step)
     if isinstance(identity, State):
-        raise Damaged(f"{step.address}: {identity.kind} {' '.join(identity.reasons)}")
+        raise BadInput(
+            f"{step.address} is {identity.kind} {' '.join(identity.reasons)}: something that "
+            f"earlier rounds read has changed; see posttrain plan {max(1, step.round - 1)}"
+        )
     return identity
 
 
 def _prepare_partial(run: Run, step: Step, identity: Identity) -> bool:
     """An own folder to work in; whether it holds work of the same step to go on from."""
-    partial = run.folder.partial(step)
-    mark = partial / "identity.json"
-    if partial.is_dir():
+    folder = run.folder.partial(step)
+    mark = folder / "identity.json"
+    if folder.is_dir():
         same = mark.is_file() and read_json(mark)["fingerprint"] == identity.fingerprint
         if same:
             return True
         # Work for other settings is of no use, and mixing the two would be silent.
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     write_json(mark, {"fingerprint": identity.fingerprint})
-    fsync_folder(partial.parent)
+    fsync_folder(folder.parent)
     return False
 
 

@@ -99,6 +99,7 @@ def semantic_dedup(
     earlier = vectors_ND[:0] if earlier_ED is None else earlier_ED
     _check(vectors_ND, earlier, order, threshold)
     num_rows, num_earlier = len(vectors_ND), len(earlier)
+    floor = threshold - ROUNDING_BAND
     # Filled from the left with the rows that count; `names` says which row each one is.
     against_MD = np.empty((num_earlier + num_rows, vectors_ND.shape[1]), np.float32)
     against_MD[:num_earlier] = earlier
@@ -108,21 +109,19 @@ def semantic_dedup(
         indices = list(order[start : start + block])
         block_BD = np.ascontiguousarray(vectors_ND[indices], dtype=np.float32)
         before = len(names)
-        near = _near(block_BD, against_MD[:before], threshold - ROUNDING_BAND)
+        near = _near(block_BD, against_MD[:before], floor)
         inside_BB = np.tril(block_BD @ block_BD.T, -1)
         inside_max_B = inside_BB.max(axis=1)
         places: list[int] = []
         for row, index in enumerate(indices):
             candidates = near.get(row, [])
-            if inside_max_B[row] >= threshold - ROUNDING_BAND and places:
-                cosines = inside_BB[row, places]
-                best = cosines.max()
-                hits = np.flatnonzero(cosines >= max(best, threshold) - ROUNDING_BAND)
-                candidates = candidates + [before + int(hit) for hit in hits]
-            found = _best(block_BD[row], against_MD, candidates)
-            removed = found is not None and found[1] >= threshold - EQUAL_WITHIN
-            if found is not None and removed:
-                removals.append(Removal(index, names[found[0]], min(1.0, found[1])))
+            if inside_max_B[row] >= floor and places:
+                inside = _hits(inside_BB[row, places], floor)
+                candidates = candidates + [before + hit for hit in inside]
+            keeper, cosine = _best(block_BD[row], against_MD, candidates)
+            removed = cosine >= threshold - EQUAL_WITHIN
+            if removed:
+                removals.append(Removal(index, names[keeper], min(1.0, cosine)))
             if not removed or rule == "seen":
                 against_MD[len(names)] = block_BD[row]
                 names.append(index)
@@ -138,17 +137,21 @@ def _near(block_BD: Vectors, against_MD: Vectors, floor: float) -> dict[int, lis
         cosines_BM = block_BD @ against_MD[start : start + width].T
         best_B = cosines_BM.max(axis=1)
         for row in np.flatnonzero(best_B >= floor):
-            hits = np.flatnonzero(cosines_BM[row] >= max(best_B[row] - ROUNDING_BAND, floor))
-            found.setdefault(int(row), []).extend(start + int(hit) for hit in hits)
+            hits = _hits(cosines_BM[row], floor)
+            found.setdefault(int(row), []).extend(start + hit for hit in hits)
     return found
 
 
-def _best(
-    row_D: Vectors, against_MD: Vectors, candidates: Sequence[int]
-) -> tuple[int, float] | None:
-    """The candidate with the largest cosine in float64, the first of equal ones."""
+def _hits(cosines_M: Vectors, floor: float) -> list[int]:
+    """Places of the cosines that may be the largest, if that reaches the floor."""
+    least = max(float(cosines_M.max()) - ROUNDING_BAND, floor)
+    return [int(place) for place in np.flatnonzero(cosines_M >= least)]
+
+
+def _best(row_D: Vectors, against_MD: Vectors, candidates: Sequence[int]) -> tuple[int, float]:
+    """The candidate with the largest cosine in float64, the first of equal ones; -1 if none."""
     if not candidates:
-        return None
+        return -1, -1.0
     near_CD = against_MD[list(candidates)].astype(np.float64)
     row = row_D.astype(np.float64)
     lengths_C = np.sqrt(np.einsum("cd,cd->c", near_CD, near_CD) * np.dot(row, row))

@@ -1,6 +1,6 @@
 """Which published weights a plan lets go, and their removal; manifests and lineage always stay.
 
-    collect(run, collectable(run))
+collect(run, collectable(run))
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """Exports the final model: bf16 safetensors, tokenizer, chat template, model card with lineage.
 
-    export_policy(run, Path("my-model"))
+export_policy(run, Path("my-model"))
 """
 
 import os

@@ -102,7 +102,7 @@ class Handle(Protocol):
         choices: Sequence[str] = (),
         json_schema: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """n responses of the round's policy."""
+        """N responses of the round's policy."""
         ...
 
     def judge(self, rubric: str, variables: Mapping[str, Any]) -> Grade | None:
@@ -123,28 +123,40 @@ class Handle(Protocol):
 
 
 class PromptsHook(Protocol):
+    """Signature of `prompts`."""
+
     def __call__(self, request: PromptRequest, handle: Handle) -> Iterable[Prompt]: ...
 
 
 class VerifyHook(Protocol):
+    """Signature of `verify`."""
+
     def __call__(self, candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict: ...
 
 
 class ReviseHook(Protocol):
+    """Signature of `revise`."""
+
     def __call__(
         self, candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle
     ) -> str | None: ...
 
 
 class SynthesizeHook(Protocol):
+    """Signature of `synthesize`."""
+
     def __call__(self, prompt: Prompt, handle: Handle) -> Iterable[Example]: ...
 
 
 class JudgeHook(Protocol):
+    """Signature of `judge`."""
+
     def __call__(self, candidate: Candidate, prompt: Prompt, handle: Handle) -> Grade | None: ...
 
 
 class EvaluateHook(Protocol):
+    """Signature of `evaluate`."""
+
     def __call__(
         self, candidates: Sequence[Candidate], prompts: Sequence[Prompt], handle: Handle
     ) -> Mapping[str, float]: ...

@@ -1,6 +1,6 @@
 """Human-written examples: read, checked, and never one whose prompt is held out.
 
-    rows = human_examples(inputs, out)
+rows = human_examples(inputs, out)
 """
 
 from posttrain.models.chat import control_tokens, load_tokenizer

@@ -1,6 +1,6 @@
 """Where a row comes from: the chain of rows, steps and decisions back to its prompt.
 
-    for link in chain_of(run, "a1b2c3/4"): ...
+for link in chain_of(run, "a1b2c3/4"): ...
 """
 
 import json

@@ -16,6 +16,7 @@ from posttrain.settings.base import Settings
 from posttrain.settings.plan import Plan, SimulatedAnnotator, SimulatedJudge, Source
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.stages import (
+    CIRCUMSTANCES,
     AverageStage,
     CurateStage,
     DpoStage,
@@ -84,6 +85,7 @@ class _Builder:
             function=f"posttrain.stages.{stage}:run",
             version=VERSIONS[stage],
             settings=literals(settings),
+            circumstances=CIRCUMSTANCES,
             weights=stage in ("reward", "sft", "dpo", "average"),
             **parts,
         )
@@ -92,16 +94,16 @@ class _Builder:
 
     def hooks(self) -> dict[str, Path]:
         """Folders of the recipes a step reads: their hooks, templates and settings."""
-        return {
-            f"recipe:{name}": find_recipe(self.workspace, name).folder for name in self.recipes
-        }
+        return {f"recipe:{name}": find_recipe(self.workspace, name).folder for name in self.recipes}
 
     def data(self, sources: tuple[Source, ...]) -> dict[str, Path]:
         """Files that sources name."""
         paths = [one.path for one in sources if one.type == "file"]
         return {f"data:{path}": self.workspace.find(path) for path in paths}
 
-    def average(self, address: str, settings: TrainingSettings, members: Mapping[str, Step]) -> Step:
+    def average(
+        self, address: str, settings: TrainingSettings, members: Mapping[str, Step]
+    ) -> Step:
         """The step that averages a stage's members."""
         weights = dict(settings.average.weights) if settings.average.method == "weighted" else None
         return self.add(
@@ -221,9 +223,7 @@ def _round(b: _Builder, number: int) -> None:
     select = b.add(
         f"{at}/select",
         "select",
-        SelectStage(
-            round=number, selection=plan.selection, recipes=b.recipes, judge=plan.judge
-        ),
+        SelectStage(round=number, selection=plan.selection, recipes=b.recipes, judge=plan.judge),
         inputs={"prompts": prompts, "score": score},
         files={**judge, **b.hooks()},
     )

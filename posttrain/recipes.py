@@ -52,7 +52,7 @@ class StepHandle:
         choices: Sequence[str] = (),
         json_schema: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """n responses of the step's model.
+        """N responses of the step's model.
 
         Raises:
             BadInput: the step has no engine.
@@ -90,9 +90,7 @@ class StepHandle:
         raise BadInput(f"handle.embed({len(texts)} texts): this step has no embedder")
 
 
-def open_recipes(
-    workspace: Workspace, settings: Mapping[str, RecipeSettings]
-) -> dict[str, Recipe]:
+def open_recipes(workspace: Workspace, settings: Mapping[str, RecipeSettings]) -> dict[str, Recipe]:
     """Load the hooks that each recipe says it uses.
 
     Raises:
@@ -105,9 +103,7 @@ def open_recipes(
         missing = [hook for hook in one.hooks if hook not in functions]
         if missing:
             known = [hook for hook in HOOK_NAMES if hook in functions]
-            raise BadInput(
-                f"recipe {name}: hooks.py defines no {missing[0]}(); it defines {known}"
-            )
+            raise BadInput(f"recipe {name}: hooks.py defines no {missing[0]}(); it defines {known}")
         opened[name] = Recipe(one, {hook: functions[hook] for hook in one.hooks})
     return opened
 
@@ -206,7 +202,7 @@ def verify_all(
         except PosttrainError:
             raise
         # A hook is somebody else's code: whatever it raises must come back with its name.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise StepFailed(f"{where} raised {type(error).__name__}: {error}") from error
         if not isinstance(verdict, Verdict):
             raise StepFailed(f"{where} answered {type(verdict).__name__}, expected a Verdict")

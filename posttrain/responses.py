@@ -85,7 +85,7 @@ def plain_requests(
     n: int,
     temperature: float,
 ) -> list[Asked]:
-    """n unsteered samples for each prompt."""
+    """N unsteered samples for each prompt."""
     return [
         Asked(
             Request(

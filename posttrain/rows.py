@@ -64,7 +64,7 @@ Messages = Annotated[tuple[Message, ...], Field(min_length=1)]
 
 
 def check_dialog(messages: Sequence[Message]) -> None:
-    """Check that roles follow a chat: at most one leading system turn, then user first, alternating.
+    """Check that roles follow a chat: at most one system turn first, then user, alternating.
 
     Tool turns may follow an assistant turn that called tools.
 
@@ -190,7 +190,9 @@ class Example(_Row):
     def _ends_with_assistant(self) -> Self:
         check_dialog(self.messages)
         if self.messages[-1].role != "assistant":
-            raise ValueError(f"an example ends with an assistant turn, not {self.messages[-1].role}")
+            raise ValueError(
+                f"an example ends with an assistant turn, not {self.messages[-1].role}"
+            )
         return self
 
 
@@ -231,7 +233,7 @@ class Preference(_Row):
         if pair == (self.ranked is not None):
             raise ValueError("give either chosen and rejected, or ranked (best first)")
         if self.ranked is not None and (self.edited or self.chosen or self.rejected):
-            raise ValueError("ranked already holds every response: leave out chosen, rejected, edited")
+            raise ValueError("ranked holds every response: leave out chosen, rejected, edited")
         best_first = self.ranking()
         if len(best_first) < 2:
             raise ValueError("a ranking needs at least two responses")

@@ -1,7 +1,7 @@
 """Intervals for rates: Wilson's for independent trials, a normal one for means over prompts.
 
-    wilson(45, 60, 0.95)          # (0.628, 0.842)
-    mean_interval([0.5, 1.0, 0.75], 0.95)
+wilson(45, 60, 0.95)          # (0.628, 0.842)
+mean_interval([0.5, 1.0, 0.75], 0.95)
 """
 
 from collections.abc import Sequence

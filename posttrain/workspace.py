@@ -9,6 +9,7 @@ package, then entry points). Knows nothing of runs or steps.
 
 import difflib
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from posttrain.errors import BadInput
+from posttrain.rows import content_id
 from posttrain.settings.base import parse, with_overrides
 from posttrain.settings.pipeline import Pipeline
 from posttrain.settings.plan import Plan
@@ -186,7 +188,8 @@ def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
     Raises:
         BadInput: the file cannot be loaded, with the last line of what went wrong.
     """
-    spec = importlib.util.spec_from_file_location(f"workspace_{abs(hash(path)):x}", path)
+    name = f"workspace_{content_id(str(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise BadInput(f"{path}: no Python file")
     module = importlib.util.module_from_spec(spec)
@@ -194,8 +197,9 @@ def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
-    names = {k: v for k, v in vars(module).items() if callable(v) and not k.startswith("_")}
-    return MappingProxyType(names)
+    functions = inspect.getmembers(module, inspect.isfunction)
+    own = {key: f for key, f in functions if f.__module__ == name and not key.startswith("_")}
+    return MappingProxyType(own)
 
 
 def near(name: str, known: Iterable[str]) -> str:

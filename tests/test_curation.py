@@ -1,9 +1,7 @@
 """Curation as its users see it: what is kept, what is dropped and why, and that nothing is lost."""
 
-import importlib.util
-import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,9 @@ from posttrain.judging import SimulatedJudge, render_rubric
 from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.base import parse
 from posttrain.settings.pipeline import RULES, Mix, Pipeline
+from posttrain.workspace import load_functions
 
 DATA_QUALITY = Path(__file__).parent.parent / "data_quality"
-
-
-def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == path.stem
-    }
 
 
 SHIPPED = load_functions(DATA_QUALITY / "rules.py")
@@ -306,7 +292,10 @@ def near_rows() -> list[Scored]:
         Scored(example(text, "the danube", id="easy"), score=5.0, prompt=ask("q", level=1)),
         Scored(example(text + " ", "the danube.", id="hard"), score=1.0, prompt=ask("q", level=6)),
         Scored(example(text, "the danube!", "code", id="elsewhere"), score=1.0),
-        *(Scored(example(f"{c}{c}{d}{d}", "x", id=c + d)) for c, d in zip("aceg", "bdfh", strict=True)),
+        *(
+            Scored(example(f"{c}{c}{d}{d}", "x", id=c + d))
+            for c, d in zip("aceg", "bdfh", strict=True)
+        ),
     ]
 
 

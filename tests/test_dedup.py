@@ -171,7 +171,8 @@ def test_vectors_are_unit_in_order_and_the_same_bytes_from_the_cache(
     filled: Embedder, tmp_path: Path
 ) -> None:
     first = filled.embed(TEXTS)
-    assert (first.vectors_ND.shape, first.vectors_ND.dtype) == ((4, 384), np.float32)
+    assert first.vectors_ND.shape == (4, 384)
+    assert first.vectors_ND.dtype == np.float32
     assert np.linalg.norm(first.vectors_ND, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
     assert not first.truncated_N.any()
     turned = Embedder(filled.model, tmp_path).embed([*TEXTS[::-1], TEXTS[0]])
@@ -210,7 +211,8 @@ def test_a_damaged_cache_file_is_rebuilt(filled: Embedder, tmp_path: Path, damag
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     if damage == "dimension":
-        np.savez(embedder.folder / "1.npz", **{**fields, "vectors": unit(whole[:, :7])})
+        fields["vectors"] = unit(whole[:, :7])
+        np.savez(embedder.folder / "1.npz", **fields)  # type: ignore[arg-type]
     assert read_cache(embedder.folder) == {}
     assert (embedder.embed(TEXTS).vectors_ND == whole).all()
     assert set(read_cache(embedder.folder)) == set(keys)

@@ -3,17 +3,11 @@
 pytest tests/test_sampling.py
 """
 
-import importlib.util
 import math
-import os
-import signal
-import stat
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +21,7 @@ from posttrain.sampling.draws import draw_tokens, uniforms
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.sampling.transformers_engine import TransformersEngine
-from posttrain.sampling.vllm_engine import VllmEngine
-from posttrain.settings.engines import TransformersEngineSettings, VllmEngineSettings
+from posttrain.settings.engines import TransformersEngineSettings
 
 BASE = Path(__file__).parents[1] / "rounds/tiny/base"
 QUESTIONS = ("34+75=?", "Reverse the word lemon.", "7+8=?", "Sort the letters of stone.", "Hi!")
@@ -38,11 +31,6 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None and os.environ.get("CI") != "true",
-    reason="vllm is not installed",
-)
 
 
 def request(place: int = 0, **fields: object) -> Request:
@@ -61,27 +49,6 @@ def engine() -> Iterator[Engine]:
     opened = open_engine(TransformersEngineSettings(), BASE, None)
     yield opened
     opened.close()
-
-
-@pytest.fixture(scope="module")
-def vllm() -> Iterator[VllmEngine]:
-    opened = VllmEngine(BASE, VllmEngineSettings(type="vllm", dtype="float32"))
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base with other weights."""
-    folder = tmp_path_factory.mktemp("models") / "other"
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * parameter.std() * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    load_tokenizer(BASE).save_pretrained(folder)
-    return folder
 
 
 # ---- draws
@@ -149,7 +116,7 @@ def test_n_samples_are_n_seeds(engine: Engine) -> None:
 def test_greedy_is_what_transformers_generates(engine: Engine) -> None:
     requests = [request(i, temperature=0.0, n=1, max_tokens=24) for i in range(5)]
     tokenizer = load_tokenizer(BASE)
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
     for asked, samples in zip(requests, engine.generate(requests), strict=True):
         ids = torch.tensor([render_prompt(tokenizer, asked.messages)])
         ends = sorted(end_token_ids(tokenizer))
@@ -237,7 +204,7 @@ def test_a_choice_without_room_is_bad_input(engine: Engine) -> None:
 
 
 def test_a_schema_is_refused_by_name(engine: Engine) -> None:
-    with pytest.raises(BadInput, match="request r1.*json_schema"):
+    with pytest.raises(BadInput, match=r"request r1.*json_schema"):
         engine.generate([request(1, json_schema=SCHEMA)])
 
 
@@ -323,156 +290,3 @@ def test_equal_ids_are_bad_input(engine: Engine, tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="r0"):
         list(pairs)
-
-
-# ---- vLLM
-
-
-def descendants(pid: int, deep: bool = True) -> dict[int, str]:
-    """Live processes below one, with their command lines; only its children unless deep."""
-    parents, commands = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[0] != "Z":
-                parents[int(folder.name)] = int(fields[1])
-                commands[int(folder.name)] = (folder / "cmdline").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found: set[int] = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-        if not deep:
-            break
-    return {child: commands[child] for child in found - {pid}}
-
-
-def worker_below(pid: int) -> int | None:
-    """The vLLM worker below a process, once it has started."""
-    found = [
-        child
-        for child, command in descendants(pid).items()
-        if "vllm_worker.py" in command and "guard" not in command
-    ]
-    return found[0] if found else None
-
-
-def wait_until_gone(pids: set[int]) -> None:
-    deadline = time.monotonic() + 20
-    while pids & {int(p.name) for p in Path("/proc").glob("[0-9]*")}:
-        assert time.monotonic() < deadline, f"still alive: {pids}"
-        time.sleep(0.05)
-
-
-@needs_vllm
-def test_vllm_samples_are_reproducible_and_end_as_they_say(vllm: VllmEngine) -> None:
-    requests = [request(i, n=4) for i in range(8)]
-    expected = vllm.generate(requests)
-    assert vllm.generate(requests[::-1])[::-1] == expected
-    single = vllm.generate([request(1, n=1, seed=100 + i) for i in range(4)])
-    assert [samples[0] for samples in single] == expected[1]
-    check_endings([s for samples in expected for s in samples], 16)
-
-
-@needs_vllm
-def test_both_engines_agree_on_greedy_and_on_logprobs(vllm: VllmEngine, engine: Engine) -> None:
-    requests = [request(i, n=2, temperature=0.0, logprobs=True) for i in range(5)]
-    for ours, theirs in zip(engine.generate(requests), vllm.generate(requests), strict=True):
-        assert [s.text for s in ours] == [s.text for s in theirs]
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine.token_ids == other.token_ids
-            assert mine.finish_reason == other.finish_reason
-            assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)
-
-
-@needs_vllm
-def test_vllm_keeps_choices_schemas_and_stops(vllm: VllmEngine) -> None:
-    (chosen, shaped) = vllm.generate(
-        [request(0, n=8, choices=("yes", "no")), request(1, n=8, json_schema=SCHEMA)]
-    )
-    assert {sample.text for sample in chosen} <= {"yes", "no"}
-    assert {sample.text for sample in shaped} <= {f'{{"score":{i}}}' for i in range(1, 6)}
-    assert {sample.finish_reason for sample in (*chosen, *shaped)} == {"stop"}
-    free = vllm.generate([request(0, n=8)])[0]
-    stop = max((sample.text for sample in free), key=len)[1:3]
-    stopped = vllm.generate([request(0, n=8, stop=(stop,))])[0]
-    assert [s.text for s in stopped] == [s.text.split(stop)[0] for s in free]
-
-
-@needs_vllm
-def test_reload_forgets_cached_prompts(vllm: VllmEngine, other_model: Path) -> None:
-    # A prompt of several cache blocks, read once with the old weights.
-    messages = [{"role": "user", "content": "12 " * 60}]
-    requests = [
-        request(i, messages=messages, n=2, temperature=0.0, logprobs=True) for i in range(3)
-    ]
-    before = vllm.generate(requests)
-    vllm.reload(other_model)
-    reloaded = vllm.generate(requests)
-    vllm.reload(BASE)
-    assert vllm.generate(requests) == before
-    expected = engine_of(model=other_model).generate(requests)
-    for ours, theirs in zip(expected, reloaded, strict=True):
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine.token_ids == other.token_ids
-            assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-3)
-
-
-@needs_vllm
-def test_a_killed_vllm_worker_fails_the_step_and_leaves_nothing() -> None:
-    others = set(descendants(os.getpid()))
-    engine = VllmEngine(BASE, VllmEngineSettings(type="vllm", max_model_len=128))
-    ours = set(descendants(os.getpid())) - others
-    with pytest.raises(BadInput, match="context of 128 tokens"):
-        engine.generate([request(0, max_tokens=120)])
-    (guard,) = ours & set(descendants(os.getpid(), deep=False))
-    worker = worker_below(guard)
-    assert worker is not None
-    os.kill(worker, signal.SIGKILL)
-    with pytest.raises(StepFailed, match="killed by signal 9"):
-        engine.generate([request(0)])
-    wait_until_gone(ours)
-    with pytest.raises(BadInput, match="closed"):
-        engine.generate([request(0)])
-
-
-@needs_vllm
-def test_a_vllm_worker_dies_with_its_owner() -> None:
-    source = f"""
-from pathlib import Path
-from posttrain.sampling.vllm_engine import VllmEngine
-from posttrain.settings.engines import VllmEngineSettings
-VllmEngine(Path({str(BASE)!r}), VllmEngineSettings(type="vllm"))
-"""
-    owner = subprocess.Popen([sys.executable, "-c", source])
-    deadline = time.monotonic() + 60
-    while worker_below(owner.pid) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    below = set(descendants(owner.pid))
-    owner.kill()
-    owner.wait()
-    wait_until_gone(below)
-
-
-def test_an_environment_without_vllm_is_bad_input(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    # No site-packages: the interpreter runs, and has nothing installed.
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    with pytest.raises(BadInput, match="has no vllm: install it there"):
-        VllmEngine(BASE, VllmEngineSettings(type="vllm", python=python))
-
-
-def test_a_missing_interpreter_is_bad_input(tmp_path: Path) -> None:
-    settings = VllmEngineSettings(type="vllm", python=tmp_path / "python")
-    with pytest.raises(BadInput, match="no interpreter to run vLLM with"):
-        open_engine(settings, BASE, None)
-
-
-@needs_vllm
-def test_a_model_that_does_not_load_shows_the_log(tmp_path: Path) -> None:
-    load_tokenizer(BASE).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text((BASE / "config.json").read_text())
-    with pytest.raises(StepFailed, match="(?s)ended with status 1.*  \\| "):
-        VllmEngine(tmp_path, VllmEngineSettings(type="vllm"))

@@ -23,7 +23,7 @@ SPECIAL = (
     "<|pad|>",
 )
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-WORDS = "red blue green gold small large round flat good bad what colour is it".split()
+WORDS = ("red", "blue", "green", "gold", "small", "large", "round", "flat")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -42,7 +42,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS), "assistant user system\n\n"], trainer)
+    tokenizer.train_from_iterator(
+        [" ".join(WORDS) + " good bad what colour is it", "assistant user system\n\n"], trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|begin_of_text|>",
@@ -85,7 +87,7 @@ def examples(count: int) -> list[Example]:
     """Dialogs whose answers are a function of their questions; lengths vary."""
     rows = []
     for i in range(count):
-        word, other = WORDS[i % 8], WORDS[(i * 5 + 3) % 8]
+        word, other = WORDS[i % len(WORDS)], WORDS[(i * 5 + 3) % len(WORDS)]
         question = f"what colour is {word} {other} {i % 7}"
         answer = f"it is {word}" + f" {other}" * (i % 5)
         messages = (turn("user", question), turn("assistant", answer))
@@ -97,7 +99,7 @@ def preferences(count: int) -> list[Preference]:
     """Pairs in which the good answer says `good`; every third row has an edited answer too."""
     rows = []
     for i in range(count):
-        word = WORDS[i % 8]
+        word = WORDS[i % len(WORDS)]
         answers = {
             "chosen": f"good {word}" + " it" * (i % 4),
             "rejected": f"bad {word}" + " is" * (i % 3),

@@ -1,4 +1,4 @@
 """The command line: thin, typer, nothing heavy at start-up.
 
-    posttrain --help
+posttrain --help
 """

@@ -26,7 +26,6 @@ from posttrain.curation.mix import mix
 from posttrain.curation.quality import rate_difficulty, rate_quality
 from posttrain.dedup import dialog_hash
 from posttrain.errors import BadInput, GuardFailed, StepFailed
-from posttrain.rows import canonical_json
 from posttrain.settings.pipeline import Pipeline, StepName
 
 
@@ -41,11 +40,7 @@ def curate(rows: Sequence[Scored], settings: Pipeline, tools: CurationTools) -> 
         GuardFailed: a step lost or invented a row.
     """
     _check_rows(rows, settings)
-    current = [Row.of(scored, tools.seed) for scored in rows]
-    # Rows of one id are equal dialogs; sorting by all they hold keeps input order out.
-    current.sort(
-        key=lambda row: (row.example.id, row.rank(), canonical_json(row.result().to_json()))
-    )
+    current = [Row.of(scored, tools.seed) for scored in sorted(rows, key=_content)]
     dropped: list[Dropped] = []
     counts: list[StepCount] = []
     shares: Mapping[str, MixShare] = {}
@@ -82,6 +77,13 @@ def _run(
             return decontaminate(rows, tools.heldout, settings.decontaminate)
         case "mix":
             raise AssertionError("mix is run by curate")
+
+
+def _content(scored: Scored) -> tuple[str, ...]:
+    """All that a row holds as text: sorted by it, the input's order leaves no trace."""
+    prompt = scored.prompt.model_dump_json() if scored.prompt else ""
+    rest = (repr(scored.score), repr(scored.grade), repr(scored.human))
+    return (scored.example.id, scored.example.model_dump_json(), prompt, *rest)
 
 
 def _check_rows(rows: Sequence[Scored], settings: Pipeline) -> None:

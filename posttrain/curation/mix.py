@@ -6,7 +6,7 @@ Knows wanted shares, repeats and which rows are the worst; knows no model and no
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -44,8 +44,7 @@ def mix(
             repeat = times + (place < more)
             if repeat:
                 example = row.example.model_copy(update={"repeat": repeat})
-                decided = row._replace(example=example).decide(STEP, f"repeat {repeat}")
-                kept.append(decided)
+                kept.append(row._replace(example=example).decide(STEP, f"repeat {repeat}"))
             else:
                 dropped.append(drop(row, STEP, reason))
     total = sum(examples.values())
@@ -54,17 +53,14 @@ def mix(
             f"mix: no rows left: {dict(sorted(examples.items()))} for shares {dict(shares)}; "
             "see what the steps before dropped"
         )
-    achieved = {
-        capability: MixShare(
-            wanted=shares.get(capability, 0.0),
-            achieved=examples.get(capability, 0) / total,
-            rows=min(examples.get(capability, 0), len(by_capability.get(capability, ()))),
-            examples=examples.get(capability, 0),
-        )
-        for capability in sorted({*shares, *by_capability})
-    }
     missing = sorted(c for c, share in shares.items() if share and not by_capability.get(c))
-    return StepResult(kept, dropped, {}, {"examples": total, "missing": missing}), achieved
+    result = StepResult(kept, dropped, {}, {"examples": total, "missing": missing})
+    num_rows = Counter(row.example.capability for row in kept)
+    achieved = {
+        c: MixShare(shares.get(c, 0.0), examples.get(c, 0) / total, num_rows[c], examples.get(c, 0))
+        for c in sorted({*shares, *by_capability})
+    }
+    return result, achieved
 
 
 def target_sizes(

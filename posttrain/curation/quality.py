@@ -15,7 +15,6 @@ from posttrain.curation.contract import Row, StepResult, drop
 from posttrain.errors import BadInput
 from posttrain.settings.pipeline import Difficulty, Quality
 
-
 NOTES = ("reward", "judge", "union", "both", "human", "without_score", "without_grade")
 """What is counted per capability; all but `human` count rows that no person wrote."""
 

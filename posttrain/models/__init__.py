@@ -1,1 +1,1 @@
-"""Model folders: loading, chat templates, checks and export. The only place chat text is rendered."""
+"""Model folders and chat templates. The only place where chat text is rendered."""

@@ -144,7 +144,7 @@ def format_mask(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
     for token in ids:
         if token == start:
             in_header, after_header = True, False
-        elif after_header and tokenizer.decode([token]).strip("\n") != "":
+        elif after_header and str(tokenizer.decode([token])).strip("\n") != "":
             after_header = False
         mask.append(int(in_header or after_header or token in termination))
         if in_header and token == end:
@@ -157,7 +157,9 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     kept = list(ids)
     if kept and kept[-1] in end_token_ids(tokenizer):
         kept = kept[:-1]
-    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(
+        tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    )
 
 
 def _check_one_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:

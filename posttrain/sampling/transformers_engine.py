@@ -12,6 +12,7 @@ Shapes: P prompts, R rows (samples), T tokens, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
@@ -207,11 +208,11 @@ def _load(
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        # Any: the stubs type `to` for a call on the class. Models come ready for inference.
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: no model could be loaded ({error})") from error
-    torch.nn.Module.to(model, device)
-    loaded: PreTrainedModel = model.eval()
+    loaded: PreTrainedModel = model.to(device)
     return loaded

@@ -34,10 +34,7 @@ CPU_OPTIONS = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
 class VllmEngine:
-    """One or more vLLM workers with the same weights.
-
-    Open it in a thread that lives as long as it is used.
-    """
+    """One or more vLLM workers with the same weights."""
 
     def __init__(
         self, model_folder: Path, settings: VllmEngineSettings, template: Path | None = None
@@ -100,6 +97,8 @@ class VllmEngine:
 
     def reload(self, model_folder: Path) -> None:
         """Load other weights of the same architecture, and forget every cached prompt.
+
+        Takes a second or less on an accelerator. Without one the workers start afresh.
 
         Raises:
             BadInput: the folder's tokenizer or context differs from the loaded one.

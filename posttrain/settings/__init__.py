@@ -1,1 +1,1 @@
-"""Typed, frozen settings: what a plan, a recipe, a pipeline and a step may say. Loads nothing heavy."""
+"""Typed, frozen settings: what a plan, a recipe, a pipeline and a step may say."""

@@ -8,7 +8,7 @@ are relative to the workspace. `posttrain schema` prints this as JSON Schema.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from posttrain.rows import Strength
 from posttrain.settings.base import Settings
@@ -38,7 +38,15 @@ class HookSource(Settings):
     """Passed to the hook as they stand."""
 
 
-Source = Annotated[FileSource | HookSource, Field(discriminator="type")]
+def _source_type(value: Any) -> str:
+    """A source without a type is a file."""
+    return str(value.get("type", "file") if isinstance(value, dict) else value.type)
+
+
+Source = Annotated[
+    Annotated[FileSource, Tag("file")] | Annotated[HookSource, Tag("hook")],
+    Discriminator(_source_type),
+]
 
 
 class RoundData(Settings):
@@ -180,7 +188,7 @@ class Tasks(Settings):
 
 
 class Keep(Settings):
-    """Which weights outlive their round; `posttrain gc` removes the others, never their manifests."""
+    """Which weights outlive their round; `posttrain gc` removes the others, not the manifests."""
 
     members: bool = False
     """The variants, once their average exists."""

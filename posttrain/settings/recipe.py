@@ -1,6 +1,6 @@
 """What a `recipe.yaml` may say. Order: these defaults < recipe.yaml < plan < `--set`.
 
-    parse(RecipeSettings, yaml.safe_load(open("recipes/math/recipe.yaml")), "recipes/math/recipe.yaml")
+load_recipe_settings(workspace, "math", {"k": 16})
 """
 
 from typing import Annotated, Literal

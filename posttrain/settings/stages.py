@@ -141,8 +141,23 @@ class TasksStage(Settings):
     recipes: Recipes
 
 
+CIRCUMSTANCES = frozenset(
+    f"sampling.{key}"
+    for key in (
+        "shard_size",
+        "engine.batch_size",
+        "engine.python",
+        "engine.tensor_parallel_size",
+        "engine.data_parallel_size",
+        "engine.gpu_memory_utilization",
+        "engine.max_model_len",
+        "engine.cpu_kv_cache_gb",
+        "engine.start_seconds",
+    )
+)
+"""Paths in a stage's settings that say how, not what: no seed or result is defined by them."""
+
+
 def literals(settings: Settings) -> dict[str, Any]:
     """A stage's settings as the JSON values that enter its fingerprint."""
     return settings.model_dump(mode="json")
-
-

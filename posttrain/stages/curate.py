@@ -1,4 +1,4 @@
-"""Curates what SFT trains on: this round's chosen responses, earlier ones, and human rows (4.2.3)."""
+"""Curates what SFT trains on: chosen responses of all rounds and human rows (4.2.3)."""
 
 from posttrain.curation.contract import CurationTools, Scored
 from posttrain.curation.curate import curate
@@ -59,7 +59,7 @@ def _scored(row: Candidate, round_number: int) -> Scored:
     prompt = [Message.model_validate(turn) for turn in extra["prompt"]]
     example = Example.model_validate(
         {
-            "id": f"{extra['round']}/{row.id}",
+            "id": f"example/{row.id}",
             "parents": (row.id,),
             "messages": (*prompt, row.messages[-1]),
             "capability": row.capability,

@@ -71,7 +71,9 @@ def _answers(
     asked: dict[str, tuple[str, str, Asked]] = {}
     for split, prompts in held_out.items():
         for mode, (n, temperature) in modes.items():
-            for one in plain_requests(prompts, settings.recipes, draw, n=n, temperature=temperature):
+            for one in plain_requests(
+                prompts, settings.recipes, draw, n=n, temperature=temperature
+            ):
                 request = one.request.model_copy(update={"id": f"{split}/{mode}/{one.request.id}"})
                 asked[request.id] = (split, mode, Asked(request, one.prompt, None, 0))
     answered: dict[tuple[str, str], list[Pair]] = defaultdict(list)

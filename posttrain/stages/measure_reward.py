@@ -1,4 +1,4 @@
-"""Measures a reward model on held-out pairs: accuracy by split and strength, beside "longer wins"."""
+"""Measures a reward model on held-out pairs, by strength, beside "longer wins"."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,9 +28,7 @@ def run(inputs: Inputs, settings: MeasureRewardStage, out: Output) -> None:
     out.metrics(accuracy=result)
 
 
-def _accuracies(
-    scorer: RewardScorer, pairs: Sequence[Preference]
-) -> dict[str, dict[str, float]]:
+def _accuracies(scorer: RewardScorer, pairs: Sequence[Preference]) -> dict[str, dict[str, float]]:
     dialogs = [
         (*pair.prompt, *response)
         for pair in pairs
@@ -44,6 +42,4 @@ def _accuracies(
         right["all"].append(won)
         right[str(pair.strength)].append(won)
         right["longer wins"].append(len(best) > len(worst))
-    return {
-        name: vars(wilson(sum(hits), len(hits), _CONFIDENCE)) for name, hits in right.items()
-    }
+    return {name: vars(wilson(sum(hits), len(hits), _CONFIDENCE)) for name, hits in right.items()}

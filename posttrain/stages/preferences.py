@@ -5,6 +5,7 @@ Ties and skips stay in `judgments.jsonl` and become no preference. Pairs are spl
 """
 
 from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 from posttrain.annotation import people_from, preference_of, similarity, simulate

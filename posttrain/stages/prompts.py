@@ -3,8 +3,6 @@
 Rows whose hash belongs to dev or test never reach a round's prompts, whatever file they stand in.
 """
 
-from typing import cast
-
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.recipes import StepHandle, collect_prompts, open_recipes
 from posttrain.rows import Prompt, Split
@@ -43,4 +41,4 @@ def run(inputs: Inputs, settings: PromptsStage, out: Output) -> None:
 
 
 def _in_round(prompt: Prompt, number: int) -> Prompt:
-    return cast(Prompt, prompt.model_copy(update={"round": number}))
+    return prompt.model_copy(update={"round": number})

@@ -1,4 +1,4 @@
-"""Trains one member of the reward model, from the pre-trained base, on all batches so far (4.1.2)."""
+"""Trains one member of the reward model, from the base, on all batches so far (4.1.2)."""
 
 from posttrain.rows import Preference
 from posttrain.settings.stages import RewardStage

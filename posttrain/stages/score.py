@@ -1,4 +1,4 @@
-"""Scores every response, and the chosen ones of earlier rounds again, with this round's reward model.
+"""Scores every response with this round's reward model, and earlier rounds' choices again.
 
 Scores of two reward models cannot be compared, so earlier rounds' rows are scored anew.
 """
@@ -17,7 +17,9 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
     tables = {"responses": load_rows(inputs["sample"] / "responses.jsonl", Candidate)}
     earlier = inputs.named("select:").values()
     tables["earlier"] = [
-        row for folder in earlier for row in load_rows(folder / "selected.jsonl", Candidate)
+        _renamed(row)
+        for folder in earlier
+        for row in load_rows(folder / "selected.jsonl", Candidate)
     ]
     scorer = RewardScorer(inputs["reward"] / "model", inputs.paths.get("template"))
     total = sum(map(len, tables.values()))
@@ -34,3 +36,9 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
             out.progress(done, total)
         out.write(name, scored)
     out.part("score", total, total)
+
+
+def _renamed(row: Candidate) -> Candidate:
+    """A prompt may be sampled in several rounds: the round makes its responses' ids differ."""
+    number = (row.model_extra or {})["round"]
+    return row.model_copy(update={"id": f"round-{number}/{row.id}", "parents": (row.id,)})

@@ -93,9 +93,7 @@ def _best_first(row: Candidate) -> tuple[float, str]:
     return -row.score, content_id(row.id)
 
 
-def _verdict_of(
-    group: Sequence[tuple[Candidate, Verdict | None]], row: Candidate
-) -> bool | None:
+def _verdict_of(group: Sequence[tuple[Candidate, Verdict | None]], row: Candidate) -> bool | None:
     verdict = next(v for candidate, v in group if candidate.id == row.id)
     return None if verdict is None else verdict.passed
 

@@ -5,7 +5,7 @@ the task's id, so that nobody can tell a model by its side.
 """
 
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 
 from posttrain.models.chat import control_tokens, load_tokenizer
@@ -63,7 +63,7 @@ def _pairs(inputs: Inputs, settings: TasksStage) -> list[tuple[str, str]]:
     for kind in settings.tasks.models:
         if kind == "variants":
             names = list(inputs.named("variant:"))
-            pairs += [(a, b) for a, b in zip(names, names[1:], strict=False)]
+            pairs += list(pairwise(names))
         else:
             pairs.append(("policy", "previous"))
     return pairs

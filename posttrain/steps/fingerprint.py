@@ -9,7 +9,7 @@ devices and counts of workers do not.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ def fingerprint(payload: Mapping[str, Any]) -> str:
         TypeError: the payload holds a value without stable identity.
     """
     return hashlib.sha256(canonical_json(payload).encode()).hexdigest()
+
+
+def without(settings: Mapping[str, Any], paths: Collection[str], at: str = "") -> dict[str, Any]:
+    """A copy of nested settings that lacks the dotted paths."""
+    kept = {}
+    for key, value in settings.items():
+        path = f"{at}.{key}" if at else key
+        if path not in paths:
+            kept[key] = without(value, paths, path) if isinstance(value, Mapping) else value
+    return kept
 
 
 def file_hash(path: Path) -> str:

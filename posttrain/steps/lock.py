@@ -1,7 +1,7 @@
 """One writer per run: a file lock with its holder's host, process and heartbeat.
 
-    with run_lock(Path("runs/tiny")):
-        ...
+with run_lock(Path("runs/tiny")):
+    ...
 """
 
 import json

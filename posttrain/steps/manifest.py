@@ -1,6 +1,6 @@
 """The manifest of a published step: written last, so that its existence means the step is whole.
 
-    manifest = read_manifest(run / "round-1/dpo");  check_sizes(run / "round-1/dpo", manifest)
+manifest = read_manifest(run / "round-1/dpo");  check_sizes(run / "round-1/dpo", manifest)
 """
 
 import os
@@ -164,5 +164,3 @@ def peak_memory_mib() -> int:
 def command_line() -> list[str]:
     """The command this process was started with, its program by name only."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
-
-

@@ -1,9 +1,9 @@
 """What a step's function gets: what it reads, and the folder it writes with its books.
 
-    def run(inputs: Inputs, settings: SftStep, out: Output) -> None:
-        rows = load_rows(inputs["curate"] / "train.jsonl", Example)
-        out.write("report", rows)
-        out.metrics(loss=0.4)
+def run(inputs: Inputs, settings: SftStep, out: Output) -> None:
+    rows = load_rows(inputs["curate"] / "train.jsonl", Example)
+    out.write("report", rows)
+    out.metrics(loss=0.4)
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """Starts workers under a guard, gives them jobs and tells how each ended.
 
-    with WorkerPool(shared=True, threads=1) as pool:
-        pool.run(job, on_progress)
+with WorkerPool(shared=True, threads=1) as pool:
+    pool.run(job, on_progress)
 """
 
 import json

@@ -1,7 +1,7 @@
 """The folder of one run: which steps are done, to run, stale, waiting or not yet known.
 
-    folder = RunFolder(workspace.runs("tiny"))
-    folder.state(step)      # State(kind="stale", reasons=("dpo.beta 0.1 → 0.2",))
+folder = RunFolder(workspace.runs("tiny"))
+folder.state(step)      # State(kind="stale", reasons=("dpo.beta 0.1 → 0.2",))
 """
 
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from posttrain.errors import BadInput, Damaged
-from posttrain.steps.fingerprint import ContentHashes, drift, fingerprint
+from posttrain.steps.fingerprint import ContentHashes, drift, fingerprint, without
 from posttrain.steps.manifest import Manifest, check_sizes, read_manifest
 from posttrain.steps.step import Choice, Step
 from posttrain.tables import read_json
@@ -97,7 +97,7 @@ class RunFolder:
         payload = {
             "function": step.function,
             "version": step.version,
-            "settings": dict(step.settings),
+            "settings": without(step.settings, step.circumstances),
             "inputs": inputs,
             "files": files,
         }

@@ -24,6 +24,8 @@ class Step:
     """Raised when the kind of step changes what it writes for the same settings."""
     settings: Mapping[str, Any]
     """Literals that define it; JSON values."""
+    circumstances: frozenset[str] = frozenset()
+    """Dotted paths in `settings` that are no part of the step's identity."""
     inputs: "Mapping[str, Step]" = field(default_factory=dict)
     """Steps it reads."""
     choices: "Mapping[str, Choice]" = field(default_factory=dict)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import (  # type: ignore[import-untyped]
+from accelerate.state import (
     AcceleratorState,
     GradientState,
 )

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from datasets import Dataset  # type: ignore[import-untyped]
-from datasets.table import InMemoryTable  # type: ignore[import-untyped]
+from datasets import Dataset
+from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput, GuardFailed

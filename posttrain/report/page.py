@@ -1,0 +1,311 @@
+"""The report of a run: one HTML page that opens offline and needs no script.
+
+Reads what steps published, and leaves out what is missing or stale, saying so. Knows no model: it
+never loads torch. All text is escaped by the template, for a model may have written it.
+
+    write_report(Run.open(workspace, "tiny"), Path("report.html"))
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from posttrain.controller import Run
+from posttrain.report import figures
+from posttrain.report.figures import BASE, Panel
+from posttrain.report.summary import rounds
+from posttrain.steps.manifest import Manifest
+from posttrain.tables import read_json
+
+_NUM_EXAMPLES = 3
+_LONGEST_EXAMPLE = 1500
+"""Characters of a response that the page shows."""
+_CURVES = (
+    ("Reward model: loss", "rm-", "loss"),
+    ("SFT: loss", "sft-", "loss"),
+    ("DPO: loss", "dpo-", "loss"),
+    ("DPO: log-probability of the chosen response", "dpo-", "logps/chosen"),
+    ("DPO: margin of implicit rewards", "dpo-", "rewards/margins"),
+)
+"""Title, the members' name without their variant, column of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What a run has published: manifests by address, and where their files lie."""
+
+    root: Path
+    last: int
+    """Number of the plan's last round."""
+    manifests: dict[str, Manifest]
+
+    def ticks(self) -> list[int]:
+        """The base, the bootstrap and every round of the plan."""
+        return list(range(BASE, self.last + 1))
+
+    def of(self, name: str) -> dict[int, Manifest]:
+        """Round → manifest of the step of that name."""
+        found = {}
+        for number in range(self.last + 1):
+            manifest = self.manifests.get(f"round-{number}/{name}")
+            if manifest is not None:
+                found[number] = manifest
+        return found
+
+    def measures(self) -> dict[int, Manifest]:
+        """Round → manifest of its measure, the base's under `BASE`."""
+        base = {BASE: one for one in self.of("measure-base").values()}
+        return {**base, **self.of("measure")}
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Where a step's files are."""
+        return self.root / manifest.address
+
+
+def write_report(run: Run, path: Path) -> None:
+    """Write the page; the file is whole or absent. The same run gives the same bytes.
+
+    Raises:
+        Damaged: a published step misses a file.
+    """
+    html = _render(run)
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _render(run: Run) -> str:
+    manifests = {step.address: run.folder.manifest(step) for step in run.published()}
+    found = _Published(
+        run.folder.root,
+        len(run.plan.rounds),
+        {address: one for address, one in manifests.items() if one is not None},
+    )
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": lambda share: f"{100 * share:.1f} %",
+        "interval": lambda rate: f"{100 * rate['low']:.1f}–{100 * rate['high']:.1f}",
+        "duration": _duration,
+        "round_label": figures.round_label,
+    }
+    table = rounds(run)
+    return environment.get_template("page.html.jinja").render(
+        name=run.name,
+        plan=run.plan,
+        ticks=found.ticks(),
+        rounds=table,
+        missing=[row["name"] for row in table if row["rates"] is None],
+        stale=sum(row["stale"] for row in table),
+        headline=_headline(found, table),
+        sections=_sections(found),
+        training=_training(found),
+        funnels=_funnels(found),
+        mix={n: one.metrics["mix"] for n, one in found.of("curate").items()},
+        costs=_costs(found),
+        examples=_examples(found),
+        provenance=_provenance(found),
+        colours=figures,
+    )
+
+
+def _headline(found: _Published, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """First and newest measure, for the top of the page."""
+    measured = [row for row in table if row["rates"] is not None]
+    gates = list(found.of("gate").values())
+    return {
+        "first": measured[0] if measured else None,
+        "newest": measured[-1] if measured else None,
+        "policy": read_json(found.folder(gates[-1]) / "policy.json") if gates else None,
+        "promoted": sum(row["promoted"] is True for row in table[2:]),
+        "seconds": sum(row["seconds"] for row in table),
+    }
+
+
+def _sections(found: _Published) -> dict[str, dict[str, Any]]:
+    """The figures over rounds, each section with the numbers behind it."""
+    rates = {n: one.metrics["rates"] for n, one in found.measures().items()}
+    accuracy = {n: one.metrics["accuracy"] for n, one in found.of("measure-rm").items()}
+    panels = {
+        "rates": figures.pass_rates(rates),
+        "measures": figures.measures(rates),
+        "lengths": figures.lengths(rates) if rates else [],
+        "reward": figures.reward_accuracy(accuracy),
+    }
+    ticks = {name: found.ticks() for name in panels} | {"reward": found.ticks()[2:]}
+    return {
+        name: {
+            "panels": _drawn(name, some, ticks[name]),
+            "ticks": ticks[name],
+            "rows": figures.numbers(some, ticks[name]),
+        }
+        for name, some in panels.items()
+    }
+
+
+def _drawn(name: str, panels: Sequence[Panel], ticks: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        {"title": panel.title, "svg": Markup(figures.draw(panel, ticks, f"{name}-{index}"))}
+        for index, panel in enumerate(panels)
+    ]
+
+
+def _training(found: _Published) -> dict[str, Any]:
+    """The curves of every training, rounds overlaid, and what the colours mean."""
+    logs: dict[str, dict[int, dict[str, list[dict[str, Any]]]]] = {}
+    for stage in ("rm-", "sft-", "dpo-"):
+        by_round: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+        for address, manifest in found.manifests.items():
+            at, _, name = address.partition("/")
+            bootstrap = stage == "sft-" and name == "bootstrap"
+            if bootstrap or name.startswith(stage):
+                variant = "" if bootstrap else name.removeprefix(stage)
+                number = int(at.removeprefix("round-"))
+                by_round[number][variant] = list(_rows(found.root / address / "metrics.jsonl"))
+        logs[stage] = dict(by_round)
+    panels = [figures.curves(title, column, logs[stage]) for title, stage, column in _CURVES]
+    numbers = sorted({number for by_round in logs.values() for number in by_round})
+    return {
+        "panels": _drawn("training", [panel for panel in panels if panel is not None], ()),
+        "legend": [(n, figures.round_colour(n, found.last)) for n in numbers],
+        "variants": sorted(
+            {v for by_round in logs.values() for one in by_round.values() for v in one if v}
+        ),
+    }
+
+
+def _funnels(found: _Published) -> dict[int, list[dict[str, Any]]]:
+    """Round → each part of each step: rows in and out, what was dropped and what changed."""
+    funnels: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for address, manifest in found.manifests.items():
+        at, _, name = address.partition("/")
+        for part in manifest.funnel:
+            changed = {rule: count for rule, count in part["changed"].items() if count}
+            row = {**part, "step": name, "changed": changed}
+            funnels[int(at.removeprefix("round-"))].append(row)
+    return dict(sorted(funnels.items()))
+
+
+def _costs(found: _Published) -> dict[str, Any]:
+    """Step's name → round → its manifest, and each round's sums."""
+    steps: dict[str, dict[int, Manifest]] = {}
+    for address, manifest in found.manifests.items():
+        at, _, name = address.partition("/")
+        steps.setdefault(name, {})[int(at.removeprefix("round-"))] = manifest
+    numbers = sorted({number for by_round in steps.values() for number in by_round})
+    columns = {n: [by_round[n] for by_round in steps.values() if n in by_round] for n in numbers}
+    return {
+        "steps": steps,
+        "seconds": {n: sum(one.seconds for one in column) for n, column in columns.items()},
+        "memory": {n: max(one.peak_memory_mib for one in column) for n, column in columns.items()},
+    }
+
+
+def _examples(found: _Published) -> list[dict[str, Any]]:
+    """Some test prompts with the greedy response of each round's model.
+
+    Prompts are picked by id, capabilities in turn, so that no result decides what is shown.
+    """
+    by_prompt: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    wanted: list[str] = []
+    for number, manifest in sorted(found.measures().items()):
+        path = found.folder(manifest) / "responses.jsonl"
+        if not wanted:
+            wanted = _in_turn({row["prompt_id"]: row["capability"] for row in _test_greedy(path)})
+        for row in _test_greedy(path):
+            if row["prompt_id"] in wanted:
+                by_prompt[row["prompt_id"]][number] = row
+    examples = []
+    for prompt_id in wanted:
+        answers = by_prompt[prompt_id]
+        first = next(iter(answers.values()))
+        examples.append(
+            {
+                "id": prompt_id,
+                "capability": first["capability"],
+                "prompt": first["messages"][:-1],
+                "answers": {n: _answer(row) for n, row in answers.items()},
+            }
+        )
+    return examples
+
+
+def _test_greedy(path: Path) -> Iterator[dict[str, Any]]:
+    return (r for r in _rows(path) if r["split"] == "test" and r["mode"] == "greedy")
+
+
+def _in_turn(capabilities: Mapping[str, str]) -> list[str]:
+    """The first prompts by id, one of each capability before a second of any."""
+    seen: dict[str, int] = defaultdict(int)
+    places = []
+    for prompt_id, capability in sorted(capabilities.items()):
+        places.append((seen[capability], capability, prompt_id))
+        seen[capability] += 1
+    return [prompt_id for _, _, prompt_id in sorted(places)[:_NUM_EXAMPLES]]
+
+
+def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    text = str(row["messages"][-1]["content"])
+    return {
+        "text": text[:_LONGEST_EXAMPLE],
+        "cut": max(0, len(text) - _LONGEST_EXAMPLE),
+        "passed": row["passed"],
+        "ended": row["finish_reason"] == "stop",
+    }
+
+
+def _provenance(found: _Published) -> dict[str, Any]:
+    """Versions, commits, commands and hosts of all steps, and where the final policy comes from."""
+    versions: dict[str, set[str]] = defaultdict(set)
+    for manifest in found.manifests.values():
+        for package, version in manifest.versions.items():
+            versions[package].add(version)
+    gates = list(found.of("gate").values())
+    policy = read_json(found.folder(gates[-1]) / "policy.json") if gates else None
+    every = list(found.manifests.values())
+    return {
+        "versions": {package: sorted(some) for package, some in sorted(versions.items())},
+        "commits": sorted({m.git_commit or "no git checkout" for m in every}),
+        "commands": list(dict.fromkeys(" ".join(m.argv) for m in every)),
+        "hosts": sorted({m.host for m in every}),
+        "finished": sorted(m.finished for m in every),
+        "policy": policy,
+        "model": found.manifests.get(str(policy["step"])) if policy else None,
+        "lineage": _lineage(found, str(policy["step"])) if policy else [],
+    }
+
+
+def _lineage(found: _Published, address: str) -> list[Manifest]:
+    """The policy's step and every published step it depends on, nearest first."""
+    wanted, seen = [address], dict[str, Manifest]()
+    while wanted:
+        one = wanted.pop(0)
+        if one in found.manifests and one not in seen:
+            seen[one] = found.manifests[one]
+            wanted += seen[one].inputs.values()
+    return list(seen.values())
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,406 @@
+"""The three trainers on a real tiny model: losses, masks, resume, and what is published."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from posttrain.errors import BadInput, Damaged, GuardFailed
+from posttrain.models.chat import load_tokenizer, render_dialog
+from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
+from posttrain.rows import Example, Preference
+from posttrain.settings.plan import Resources
+from posttrain.settings.training import DpoSettings, Lora, RewardSettings, SftSettings
+from posttrain.training.checkpoints import newest_complete_checkpoint
+from posttrain.training.dpo import dpo_trainer, train_dpo
+from posttrain.training.job import Job, TrainingReport
+from posttrain.training.precision import choose_precision
+from posttrain.training.reward import train_reward
+from posttrain.training.running import own_process_state
+from posttrain.training.sft import train_sft
+from posttrain.training.tokens import dpo_tokens, reward_tokens, sft_tokens
+from tests.tiny_model import TEMPLATE, examples, make_model, preferences, turn
+
+COMMON = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 128, "warmup_share": 0.1}
+Train = Callable[[Path, Path, Job], TrainingReport]
+TRAININGS: dict[str, Train] = {
+    "sft": lambda base, out, job: train_sft(
+        base, examples(40), out, SftSettings.model_validate({**COMMON, "epochs": 2}), job
+    ),
+    "reward": lambda base, out, job: train_reward(
+        base, preferences(30), out, RewardSettings.model_validate(COMMON), job
+    ),
+    "dpo": lambda base, out, job: train_dpo(
+        base, preferences(40), out, DpoSettings.model_validate({**COMMON, "epochs": 2}), job
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model."""
+    return make_model(tmp_path_factory.mktemp("model") / "base")
+
+
+def job(work: Path, **resources: Any) -> Job:
+    """A training on the CPU, in float32."""
+    circumstances = Resources.model_validate({"device": "cpu", **resources})
+    return Job(work, circumstances, "float32", TEMPLATE)
+
+
+def sft(**changes: Any) -> SftSettings:
+    """Short settings."""
+    return SftSettings.model_validate({**COMMON, **changes})
+
+
+def dpo(**changes: Any) -> DpoSettings:
+    """Short settings."""
+    return DpoSettings.model_validate({**COMMON, **changes})
+
+
+def log_probs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    """Log-probability of each token but the first, one dialog at a time, without padding."""
+    logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return logits[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+
+
+def reference_dpo_loss(
+    policy: torch.nn.Module, frozen: torch.nn.Module, rows: list[Any], settings: DpoSettings
+) -> torch.Tensor:
+    """The paper's loss, written plainly."""
+    losses = []
+    for row in rows:
+        scores, nll = [], torch.tensor(0.0, dtype=torch.float64)
+        for side in ("chosen", "rejected"):
+            mask = torch.tensor(row[f"{side}_dpo"][1:])
+            now, then = (log_probs(m, row[f"{side}_ids"]) for m in (policy, frozen))
+            scores.append(((now - then) * mask).sum())
+            if side == "chosen":
+                nll = -now[torch.tensor(row["chosen_target"][1:]).bool()].mean()
+        margin = settings.beta * (scores[0] - scores[1])
+        losses.append(-torch.nn.functional.logsigmoid(margin) + settings.nll_weight * nll)
+    return torch.stack(losses).mean()
+
+
+def first_batch(trainer: Any) -> Any:
+    """All rows of a trainer as one padded batch."""
+    rows = [dict(row) for row in trainer.train_dataset]
+    return trainer._prepare_inputs(trainer.data_collator(rows))
+
+
+def perturb(model: torch.nn.Module) -> None:
+    """Move a model away from its reference, always in the same way."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn(weights.shape, generator=generator) * 0.02)
+
+
+def test_dpo_loss_is_the_papers_with_both_masks(base: Path, tmp_path: Path) -> None:
+    settings = dpo()
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    kept, _ = dpo_tokens(tokenizer, preferences(6), 128, mask_format_tokens=True)
+    with own_process_state(job(tmp_path)):
+        trainer = dpo_trainer(base, tokenizer, kept, settings, job(tmp_path))
+        policy: Any = trainer.model
+        perturb(policy)
+        loss = trainer.compute_loss(policy, first_batch(trainer))
+        frozen, moved = (load_causal(base, torch.float64) for _ in range(2))
+        moved.load_state_dict(policy.state_dict())
+        expected = reference_dpo_loss(moved, frozen, kept, settings)
+    assert abs(loss.item() - expected.item()) < 1e-5
+
+
+def test_without_masks_and_likelihood_it_is_trls_loss(base: Path, tmp_path: Path) -> None:
+    settings = dpo(mask_format_tokens=False, nll_weight=0.0)
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    kept, _ = dpo_tokens(tokenizer, preferences(6), 128, mask_format_tokens=False)
+    with own_process_state(job(tmp_path)):
+        trainer = dpo_trainer(base, tokenizer, kept, settings, job(tmp_path))
+        policy: Any = trainer.model
+        perturb(policy)
+        batch = first_batch(trainer)
+        ours = trainer.compute_loss(policy, dict(batch))
+        theirs = trainer._compute_loss(
+            policy,
+            {
+                "input_ids": batch["input_ids"],
+                "attention_mask": batch["attention_mask"],
+                "completion_mask": batch["target"],
+                "ref_chosen_logps": batch["reference_chosen"],
+                "ref_rejected_logps": batch["reference_rejected"],
+            },
+            False,
+        )
+    assert abs(ours.item() - theirs.item()) < 1e-6
+
+
+def test_masks_leave_the_prompt_out_and_format_tokens_out_of_dpo_alone(base: Path) -> None:
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    row = preferences(1)[0]
+    kept, _ = dpo_tokens(tokenizer, [row], 128, mask_format_tokens=True)
+    ids, target, mask = (kept[0][f"chosen_{name}"] for name in ("ids", "target", "dpo"))
+    answer = row.ranking()[0][0].content
+    assert tokenizer.decode([t for t, m in zip(ids, mask, strict=True) if m]) == answer
+    trained = tokenizer.decode([t for t, m in zip(ids, target, strict=True) if m])
+    assert trained == answer + "<|eot_id|>"
+
+
+def test_sft_targets_are_assistant_turns_repeated_as_asked(base: Path) -> None:
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    turns = [turn("user", "red?"), turn("assistant", "good")] * 2
+    row = Example(id="x", messages=tuple(turns), capability="c", repeat=3)
+    kept, _ = sft_tokens(tokenizer, [row], 128)
+    assert len(kept) == 3
+    targets = [t for t in kept[0]["labels"] if t != -100]
+    assert tokenizer.decode(targets) == "good<|eot_id|>good<|eot_id|>"
+
+
+def test_a_ranking_of_three_gives_three_pairs(base: Path) -> None:
+    kept, _ = reward_tokens(load_tokenizer(base, TEMPLATE), preferences(1), 128)
+    assert len(kept) == 3
+
+
+def test_sft_raises_the_likelihood_and_publishes_bfloat16(base: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    work = job(tmp_path / "work")
+    watched = Job(work.work, work.resources, "float32", TEMPLATE, lambda i, n: seen.append((i, n)))
+    report = train_sft(base, examples(40), tmp_path / "out", sft(epochs=4), watched)
+    assert report.metrics["loss"] < report.metrics["first_loss"] - 0.5
+    assert report.metrics["steps"] == 20
+    assert seen[-1] == (20, 20)
+    check_model_folder(tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert "lm_head.weight" not in weights
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["use_cache"] is True
+    steps = [json.loads(s)["step"] for s in (tmp_path / "work/metrics.jsonl").open()]
+    assert steps == list(range(1, 21))
+
+
+def test_reward_model_learns_an_easy_preference(base: Path, tmp_path: Path) -> None:
+    settings = RewardSettings.model_validate({**COMMON, "epochs": 4, "learning_rate": 3e-3})
+    report = train_reward(base, preferences(60), tmp_path / "out", settings, job(tmp_path / "w"))
+    assert report.metrics["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_lora_is_merged_into_a_whole_model(kind: str, base: Path, tmp_path: Path) -> None:
+    adapters = {"lora": Lora(rank=2).model_dump(), "max_steps": 3, "warmup_share": 0.0}
+    out, work = tmp_path / "out", job(tmp_path / "work")
+    if kind == "sft":
+        train_sft(base, examples(8), out, sft(**adapters), work)
+    elif kind == "dpo":
+        train_dpo(base, preferences(8), out, dpo(**adapters), work)
+    else:
+        reward = RewardSettings.model_validate({**COMMON, **adapters})
+        train_reward(base, preferences(8), out, reward, work)
+    check_model_folder(out)
+    before, after = (load_file(f / "model.safetensors") for f in (base, out))
+    assert set(before) ^ set(after) == ({"score.weight"} if kind == "reward" else set())
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(before[name].to(torch.bfloat16), after[name])
+    name = "model.embed_tokens.weight"
+    assert torch.equal(before[name].to(torch.bfloat16), after[name])
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_results_do_not_depend_on_the_micro_batch(
+    kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_float32(model: Any, tokenizer: Any, out: Path) -> None:
+        save_model_folder(model, tokenizer, out, torch.float32)
+
+    # The published bfloat16 would hide, or blow up, differences of this size.
+    monkeypatch.setattr("posttrain.training.running.save_model_folder", save_float32)
+    for size in (1, 8):
+        work = job(tmp_path / f"work{size}", micro_batch_size=size)
+        TRAININGS[kind](base, tmp_path / f"out{size}", work)
+    one, eight = (load_file(tmp_path / f"out{size}" / "model.safetensors") for size in (1, 8))
+    assert max((one[name] - eight[name]).abs().max().item() for name in one) < 1e-5
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.test_training import TRAININGS, job
+from dataclasses import replace
+base, kinds = Path(sys.argv[1]), sys.argv[3:]
+for kind in kinds:
+    root = Path(sys.argv[2]) / kind
+    def wait(done, total):
+        while done == 8 and (root / 'slow').exists():
+            time.sleep(0.05)
+    work = replace(job(root / 'work', checkpoint_every=2), progress=wait)
+    TRAININGS[kind](base, root / 'out', work)
+    print('done', kind, flush=True)
+"""
+
+
+def start(base: Path, root: Path, *kinds: str) -> subprocess.Popen[str]:
+    """The trainings in a process of their own."""
+    script = SCRIPT.format(root=str(Path(__file__).parent.parent))
+    command = [sys.executable, "-c", script, str(base), str(root), *kinds]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    killed = []
+    for kind in TRAININGS:
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "slow").touch()
+        killed.append(start(base, tmp_path, kind))
+    for kind, process in zip(TRAININGS, killed, strict=True):
+        metrics = tmp_path / kind / "work" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 7):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (tmp_path / kind / "slow").unlink()
+        assert not (tmp_path / kind / "out").exists()
+        left = newest_complete_checkpoint(tmp_path / kind / "work")
+        assert left is not None
+        assert left.name == "checkpoint-6"
+    again = start(base, tmp_path, *TRAININGS)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    for kind, train in TRAININGS.items():
+        # Saving checkpoints less often must not matter either.
+        whole = train(base, tmp_path / f"{kind}-whole", job(tmp_path / f"{kind}-work"))
+        resumed = tmp_path / kind / "out" / "model.safetensors"
+        assert resumed.read_bytes() == (tmp_path / f"{kind}-whole/model.safetensors").read_bytes()
+        lines = (tmp_path / kind / "work/metrics.jsonl").read_text()
+        assert lines == (tmp_path / f"{kind}-work/metrics.jsonl").read_text()
+        assert len(lines.splitlines()) == whole.metrics["steps"]
+
+
+def test_incomplete_checkpoints_are_removed(base: Path, tmp_path: Path) -> None:
+    TRAININGS["sft"](base, tmp_path / "out", job(tmp_path / "work"))
+    whole = newest_complete_checkpoint(tmp_path / "work")
+    assert whole is not None
+    for number, name in enumerate(["optimizer.pt", "rng_state.pth", "model.safetensors"]):
+        copy = tmp_path / "work" / f"checkpoint-{90 + number}"
+        copy.mkdir()
+        for file in whole.iterdir():
+            data = file.read_bytes()
+            (copy / file.name).write_bytes(data[: len(data) // 2] if file.name == name else data)
+    assert newest_complete_checkpoint(tmp_path / "work") == whole
+    assert [p.name for p in (tmp_path / "work").glob("checkpoint-*")] == [whole.name]
+
+
+def test_a_changed_training_does_not_continue_an_old_one(base: Path, tmp_path: Path) -> None:
+    work = job(tmp_path / "work")
+    train_sft(base, examples(16), tmp_path / "old", sft(), work)
+    train_sft(base, examples(16), tmp_path / "new", sft(learning_rate=2e-3), work)
+    train_sft(base, examples(16), tmp_path / "fresh", sft(learning_rate=2e-3), job(tmp_path / "w"))
+    new, fresh = (tmp_path / name / "model.safetensors" for name in ("new", "fresh"))
+    assert new.read_bytes() == fresh.read_bytes()
+
+
+def test_what_ran_before_in_the_process_does_not_matter(base: Path, tmp_path: Path) -> None:
+    random_state, threads = torch.get_rng_state(), torch.get_num_threads()
+    TRAININGS["reward"](base, tmp_path / "one", job(tmp_path / "w1"))
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    torch.manual_seed(99)
+    TRAININGS["reward"](base, tmp_path / "two", job(tmp_path / "w2"))
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_long_rows_are_dropped_with_a_reason(base: Path, tmp_path: Path) -> None:
+    rows = examples(9)
+    long = rows[3].model_copy(
+        update={"messages": (*rows[3].messages, turn("user", "it " * 60), turn("assistant", "it"))}
+    )
+    settings = sft(max_length=50)
+    report = train_sft(base, [*rows[:3], long], tmp_path / "out", settings, job(tmp_path / "w"))
+    assert report.dropped == [("e3", "longer than 50 tokens")]
+    assert report.metrics["rows"] == 3
+    with pytest.raises(BadInput, match="none of 1 rows can be trained on: 1 longer than 50 tokens"):
+        train_sft(base, [long], tmp_path / "none", settings, job(tmp_path / "w2"))
+
+
+def test_pairs_that_cannot_be_compared_are_dropped(base: Path) -> None:
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    same = Preference.model_validate(
+        {
+            "id": "same",
+            "prompt": [{"role": "user", "content": "red?"}],
+            "chosen": [{"role": "assistant", "content": "good"}],
+            "rejected": [{"role": "assistant", "content": "good "}],
+            "strength": "better",
+        }
+    )
+    reason = ("same", "two responses render to the same tokens")
+    assert reward_tokens(tokenizer, [same, *preferences(2)], 128)[1] == [reason]
+    assert dpo_tokens(tokenizer, [same, *preferences(2)], 128, True)[1] == [reason]
+    with pytest.raises(BadInput, match="none of 2 rows"):
+        dpo_tokens(tokenizer, preferences(2), 10, True)
+
+
+def test_dpo_stops_when_chosen_responses_become_unlikely(base: Path, tmp_path: Path) -> None:
+    settings = dpo(learning_rate=0.05, nll_weight=0.0, max_chosen_drop=0.5, epochs=6)
+    with pytest.raises(GuardFailed, match=r"dpo\.max_chosen_drop"):
+        train_dpo(base, preferences(24), tmp_path / "out", settings, job(tmp_path / "work"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_folders_that_are_not_whole_are_refused(base: Path, tmp_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    whole = tmp_path / "whole"
+    save_model_folder(model, tokenizer, whole)
+    check_model_folder(whole)
+    weights = whole / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    with pytest.raises(Damaged, match=r"model\.safetensors"):
+        check_model_folder(whole)
+    weights.rename(whole / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="unpickled"):
+        check_model_folder(whole)
+    (whole / "pytorch_model.bin").unlink()
+    weights.write_bytes(data)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(whole)
+    with pytest.raises(BadInput, match="321 tokens"):
+        check_model_folder(whole)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(GuardFailed, match="norm"):
+        save_model_folder(model, tokenizer, tmp_path / "nan")
+
+
+def test_precision_is_measured_quickly() -> None:
+    start_time = time.monotonic()
+    assert choose_precision("cpu") in ("float32", "bfloat16")
+    assert time.monotonic() - start_time < 2
+
+
+def test_a_dialog_renders_for_the_published_model_as_for_its_base(
+    base: Path, tmp_path: Path
+) -> None:
+    train_sft(base, examples(8), tmp_path / "out", sft(), job(tmp_path / "work"))
+    one, two = load_tokenizer(base, TEMPLATE), load_tokenizer(tmp_path / "out")
+    assert render_dialog(one, examples(1)[0].messages) == render_dialog(
+        two, examples(1)[0].messages
+    )
