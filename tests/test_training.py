@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ COMMON = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 128, "warmup_sha
 Train = Callable[[Path, Path, Job], TrainingReport]
 TRAININGS: dict[str, Train] = {
     "sft": lambda base, out, job: train_sft(
-        base, examples(40), out, SftSettings.model_validate({**COMMON, "epochs": 2}), job
+        base, examples(42), out, SftSettings.model_validate({**COMMON, "epochs": 2}), job
     ),
     "reward": lambda base, out, job: train_reward(
-        base, preferences(30), out, RewardSettings.model_validate(COMMON), job
+        base, preferences(30), out, RewardSettings.model_validate({**COMMON, "epochs": 2}), job
     ),
     "dpo": lambda base, out, job: train_dpo(
-        base, preferences(40), out, DpoSettings.model_validate({**COMMON, "epochs": 2}), job
+        base, preferences(42), out, DpoSettings.model_validate({**COMMON, "epochs": 2}), job
     ),
 }
 
@@ -70,8 +71,9 @@ def dpo(**changes: Any) -> DpoSettings:
 
 def log_probs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
     """Log-probability of each token but the first, one dialog at a time, without padding."""
-    logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-    return logits[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    tokens = torch.tensor(ids).long()
+    logits = model(tokens.unsqueeze(0)).logits[0, :-1].log_softmax(-1)
+    return logits.gather(1, tokens[1:, None])[:, 0]
 
 
 def reference_dpo_loss(
@@ -149,7 +151,7 @@ def test_masks_leave_the_prompt_out_and_format_tokens_out_of_dpo_alone(base: Pat
     tokenizer = load_tokenizer(base, TEMPLATE)
     row = preferences(1)[0]
     kept, _ = dpo_tokens(tokenizer, [row], 128, mask_format_tokens=True)
-    ids, target, mask = (kept[0][f"chosen_{name}"] for name in ("ids", "target", "dpo"))
+    ids, target, mask = (kept[0][f"chosen_{name}"].tolist() for name in ("ids", "target", "dpo"))
     answer = row.ranking()[0][0].content
     assert tokenizer.decode([t for t, m in zip(ids, mask, strict=True) if m]) == answer
     trained = tokenizer.decode([t for t, m in zip(ids, target, strict=True) if m])
@@ -162,7 +164,7 @@ def test_sft_targets_are_assistant_turns_repeated_as_asked(base: Path) -> None:
     row = Example(id="x", messages=tuple(turns), capability="c", repeat=3)
     kept, _ = sft_tokens(tokenizer, [row], 128)
     assert len(kept) == 3
-    targets = [t for t in kept[0]["labels"] if t != -100]
+    targets = [t for t in kept[0]["labels"].tolist() if t != -100]
     assert tokenizer.decode(targets) == "good<|eot_id|>good<|eot_id|>"
 
 
@@ -259,22 +261,26 @@ def start(base: Path, root: Path, *kinds: str) -> subprocess.Popen[str]:
     )
 
 
-def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
-    killed = []
-    for kind in TRAININGS:
-        (tmp_path / kind).mkdir()
-        (tmp_path / kind / "slow").touch()
-        killed.append(start(base, tmp_path, kind))
-    for kind, process in zip(TRAININGS, killed, strict=True):
-        metrics = tmp_path / kind / "work" / "metrics.jsonl"
-        deadline = time.monotonic() + 120
+def kill_in_step_eight(process: subprocess.Popen[str], root: Path) -> None:
+    """SIGKILL a training that waits there: two steps after its last checkpoint."""
+    metrics = root / "work" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    try:
         while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 7):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        (tmp_path / kind / "slow").unlink()
+        process.communicate()
+    (root / "slow").unlink()
+
+
+def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    for kind in TRAININGS:
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "slow").touch()
+        kill_in_step_eight(start(base, tmp_path, kind), tmp_path / kind)
         assert not (tmp_path / kind / "out").exists()
         left = newest_complete_checkpoint(tmp_path / kind / "work")
         assert left is not None
@@ -290,6 +296,35 @@ def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) ->
         lines = (tmp_path / kind / "work/metrics.jsonl").read_text()
         assert lines == (tmp_path / f"{kind}-work/metrics.jsonl").read_text()
         assert len(lines.splitlines()) == whole.metrics["steps"]
+
+
+class Interrupted(Exception):
+    """Stands for anything that ends a training early."""
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_an_interrupted_lora_training_continues(kind: str, base: Path, tmp_path: Path) -> None:
+    adapters = {**COMMON, "lora": Lora(rank=2, dropout=0.1).model_dump(), "max_steps": 8}
+
+    def train(out: str, job: Job) -> TrainingReport:
+        if kind == "sft":
+            return train_sft(base, examples(40), tmp_path / out, sft(**adapters), job)
+        if kind == "dpo":
+            return train_dpo(base, preferences(30), tmp_path / out, dpo(**adapters), job)
+        settings = RewardSettings.model_validate(adapters)
+        return train_reward(base, preferences(30), tmp_path / out, settings, job)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 5:
+            raise Interrupted
+
+    work = job(tmp_path / "work", checkpoint_every=2)
+    with pytest.raises(Interrupted):
+        train("out", replace(work, progress=interrupt))
+    reports = [train("out", work), train("again", work), train("whole", job(tmp_path / "w"))]
+    assert reports[0] == reports[1] == reports[2]
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "again", "whole")]
+    assert files[0] == files[1] == files[2]
 
 
 def test_incomplete_checkpoints_are_removed(base: Path, tmp_path: Path) -> None:

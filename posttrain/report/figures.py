@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.typing import RcKeyType
 
 from posttrain.rows import Strength
 
@@ -31,9 +32,9 @@ _LINES = ("-", "--", ":", "-.")
 _SPLITS = (("dev", DEV, "-"), ("test", TEST, "--"))
 _INCHES = (4.0, 2.3)
 _NUM_TICKS = 12
-_MAX_POINTS = 60
+_MAX_POINTS = 30
 """Points of a training curve; a longer one is shown by the means of equal parts."""
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -57,6 +58,8 @@ class Point(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
+    num: int | None = None
+    """Prompts or pairs behind it."""
 
 
 class Series(NamedTuple):
@@ -158,27 +161,31 @@ def reward_accuracy(accuracy: Mapping[int, Mapping[str, Any]]) -> list[Panel]:
 
 
 def curves(
-    title: str, column: str, logs: Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]]
+    title: str,
+    column: str,
+    logs: Mapping[int, Mapping[str, Sequence[Mapping[str, Any]]]],
+    last: int,
 ) -> Panel | None:
     """One logged column over the optimizer steps of every round and variant.
 
     Args:
         title: what the page writes above it.
         column: name in metrics.jsonl.
-        logs: round → variant → entries, one a step.
+        logs: round → variant → entries, one a step; the bootstrap's variant has no name.
+        last: number of the plan's last round, for the colours.
 
     Returns:
         The panel, or None where nothing was logged under that name.
     """
-    variants = sorted({name for one in logs.values() for name in one})
+    variants = sorted({name for one in logs.values() for name in one if name})
     series = []
     for number, by_variant in sorted(logs.items()):
         for name, entries in sorted(by_variant.items()):
             points = [Point(e["step"], float(e[column])) for e in entries if column in e]
             if points:
-                line = _LINES[variants.index(name) % len(_LINES)] if number else "-"
-                colour = round_colour(number, max(logs))
-                series.append(Series(f"{number}-{name}", _thinned(points), colour, line))
+                line = _LINES[variants.index(name) % len(_LINES)] if name else "-"
+                colour = round_colour(number, last)
+                series.append(Series(name, _thinned(points), colour, line))
     return Panel(title, tuple(series), "curve") if series else None
 
 
@@ -186,7 +193,7 @@ def round_colour(number: int, last: int) -> str:
     """Dark for the first round, light for the last; grey before the rounds."""
     if number < 1:
         return _BEFORE
-    return to_hex(colormaps["viridis"](0.85 * (number - 1) / max(1, last - 1)))
+    return to_hex(colormaps["plasma"](0.82 * (number - 1) / max(1, last - 1)))
 
 
 def numbers(panels: Iterable[Panel], ticks: Sequence[int]) -> list[dict[str, Any]]:
@@ -300,7 +307,7 @@ def _by_split(values: Mapping[int, Mapping[str, Any]]) -> tuple[Series, ...]:
     series = []
     for split, colour, line in _SPLITS:
         points = [
-            Point(n, v["value"], v["low"], v["high"]) if isinstance(v, Mapping) else Point(n, v)
+            Point(n, **v) if isinstance(v, Mapping) else Point(n, v)
             for n, one in sorted(values.items())
             if (v := one.get(split)) is not None
         ]
@@ -314,7 +321,7 @@ def _cell(point: Point, kind: str) -> tuple[str, str]:
     """A value and its interval as text."""
     if kind != "rate":
         return f"{point.value:.4g}", ""
-    interval = ""
-    if point.low is not None and point.high is not None:
-        interval = f"{100 * point.low:.0f}–{100 * point.high:.0f}"
-    return f"{100 * point.value:.1f} %", interval
+    value = f"{100 * point.value:.1f} %"
+    if point.low is None or point.high is None:
+        return value, ""
+    return value, f"{100 * point.low:.1f}–{100 * point.high:.1f}, n {point.num}"

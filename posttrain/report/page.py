@@ -60,8 +60,9 @@ class _Published:
 
     def measures(self) -> dict[int, Manifest]:
         """Round → manifest of its measure, the base's under `BASE`."""
-        base = {BASE: one for one in self.of("measure-base").values()}
-        return {**base, **self.of("measure")}
+        found = self.of("measure")
+        base = self.manifests.get("round-0/measure-base")
+        return found if base is None else {BASE: base, **found}
 
     def folder(self, manifest: Manifest) -> Path:
         """Where a step's files are."""
@@ -95,12 +96,12 @@ def _render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": lambda share: f"{100 * share:.1f} %",
-        "interval": lambda rate: f"{100 * rate['low']:.1f}–{100 * rate['high']:.1f}",
-        "duration": _duration,
-        "round_label": figures.round_label,
-    }
+    environment.filters.update(
+        percent=_percent,
+        interval=_interval,
+        duration=_duration,
+        round_label=figures.round_label,
+    )
     table = rounds(run)
     return environment.get_template("page.html.jinja").render(
         name=run.name,
@@ -167,7 +168,7 @@ def _training(found: _Published) -> dict[str, Any]:
     logs: dict[str, dict[int, dict[str, list[dict[str, Any]]]]] = {}
     for stage in ("rm-", "sft-", "dpo-"):
         by_round: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
-        for address, manifest in found.manifests.items():
+        for address in found.manifests:
             at, _, name = address.partition("/")
             bootstrap = stage == "sft-" and name == "bootstrap"
             if bootstrap or name.startswith(stage):
@@ -175,7 +176,9 @@ def _training(found: _Published) -> dict[str, Any]:
                 number = int(at.removeprefix("round-"))
                 by_round[number][variant] = list(_rows(found.root / address / "metrics.jsonl"))
         logs[stage] = dict(by_round)
-    panels = [figures.curves(title, column, logs[stage]) for title, stage, column in _CURVES]
+    panels = [
+        figures.curves(title, column, logs[stage], found.last) for title, stage, column in _CURVES
+    ]
     numbers = sorted({number for by_round in logs.values() for number in by_round})
     return {
         "panels": _drawn("training", [panel for panel in panels if panel is not None], ()),
@@ -304,8 +307,18 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _interval(rate: Mapping[str, float]) -> str:
+    return f"{100 * rate['low']:.1f}–{100 * rate['high']:.1f}"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

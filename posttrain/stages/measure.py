@@ -42,15 +42,17 @@ def run(inputs: Inputs, settings: MeasureStage, out: Output) -> None:
     for (split, mode), pairs in answered.items():
         verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)
         passed = [verdict is None or verdict.passed for verdict in verdicts]
+        judged = [
+            (row.model_copy(update={"passed": ok}), prompt)
+            for (row, prompt), ok in zip(pairs, passed, strict=True)
+        ]
         place = rates.setdefault(split, {}).setdefault(mode, {})
         place.update(_rates(pairs, passed, settings))
-        place["measures"] = evaluate_all(recipes, pairs, handle)
+        place["measures"] = evaluate_all(recipes, judged, handle)
         place["lengths"] = _lengths(pairs)
         rows += [
-            row.model_copy(
-                update={"passed": ok, "split": split, "mode": mode, "level": prompt.level}
-            )
-            for (row, prompt), ok in zip(pairs, passed, strict=True)
+            row.model_copy(update={"split": split, "mode": mode, "level": prompt.level})
+            for row, prompt in judged
         ]
     out.write_json("rates", rates)
     out.write("responses", rows)

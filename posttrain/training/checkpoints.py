@@ -51,10 +51,10 @@ def newest_complete_checkpoint(work: Path) -> Path | None:
     return newest
 
 
-def read_history(checkpoint: Path) -> list[dict[str, Any]]:
-    """What was logged up to a checkpoint, one entry a step."""
-    state = json.loads((checkpoint / STATE_FILE).read_text())
-    return list(state["log_history"])
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The Trainer's state: `global_step`, `max_steps`, and `log_history`, one entry a step."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
+    return state
 
 
 def _numbered(work: Path) -> dict[int, Path]:
@@ -68,8 +68,8 @@ def _numbered(work: Path) -> dict[int, Path]:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        read_history(folder)
-    except (OSError, ValueError, KeyError):
+        read_state(folder)
+    except (OSError, ValueError):
         return False
     # torch writes zip archives, whose directory stands at the end: a cut file is none.
     if not all(zipfile.is_zipfile(folder / name) for name in TORCH_FILES):

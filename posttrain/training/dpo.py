@@ -41,7 +41,7 @@ from posttrain.training.running import (
     report,
     run,
 )
-from posttrain.training.tokens import IGNORED, dpo_tokens, in_memory
+from posttrain.training.tokens import IGNORED, TokenRow, dpo_tokens, in_memory
 
 Batch = dict[str, torch.Tensor]
 REFERENCE_COLUMNS = ("reference_chosen", "reference_rejected")
@@ -163,7 +163,7 @@ class Dpo(Silent, PairMean, DPOTrainer):
 def dpo_trainer(
     policy: Path,
     tokenizer: PreTrainedTokenizerBase,
-    kept: Sequence[Mapping[str, list[int]]],
+    kept: Sequence[TokenRow],
     settings: DpoSettings,
     job: Job,
 ) -> Dpo:

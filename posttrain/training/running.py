@@ -41,7 +41,7 @@ from posttrain.models.folders import model_bytes, no_progress_bars, save_model_f
 from posttrain.rows import canonical_json
 from posttrain.settings.training import TrainingSettings
 from posttrain.training.arguments import on_cpu
-from posttrain.training.checkpoints import METRICS_FILE, read_history
+from posttrain.training.checkpoints import METRICS_FILE, read_state
 from posttrain.training.job import Dropped, Job, TrainingReport
 from posttrain.training.tokens import TokenRow
 
@@ -96,7 +96,7 @@ class Journal(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """After a resume the file may hold steps past the checkpoint: write it anew."""
-        self._file.write_text("".join(_line(entry) for entry in _steps(state.log_history)))
+        _rewrite(self._file, _steps(state.log_history))
 
     def on_step_end(
         self,
@@ -163,7 +163,8 @@ def identity_of(
     """A text that is equal for two trainings exactly if one may continue the other."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(canonical_json(row).encode())
+        for name, values in sorted(row.items()):
+            digest.update(f"{name} {len(values)} ".encode() + values.tobytes())
     parts = {
         "kind": kind,
         "settings": settings.model_dump(mode="json", exclude={"variants", "average"}),
@@ -189,9 +190,15 @@ def run(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Journal(job, check))
     if checkpoint is not None:
-        history = _steps(read_history(checkpoint))
+        saved = read_state(checkpoint)
+        history = _steps(saved["log_history"])
+        if saved["global_step"] >= saved["max_steps"]:
+            # Resumed, the Trainer would take one more step where max_steps cuts an epoch short.
+            trainer._load_from_checkpoint(str(checkpoint))
+            _rewrite(job.work / METRICS_FILE, history)
+            return history
         # TRL counts tokens from zero after a resume.
-        trainer._total_train_tokens = int(history[-1]["num_tokens"]) if history else 0
+        trainer._total_train_tokens = int(history[-1]["num_tokens"])
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     state = trainer.state
     if state.global_step < state.max_steps:
@@ -229,6 +236,10 @@ def report(history: History, num_rows: int, dropped: list[Dropped]) -> TrainingR
 def _steps(history: History) -> History:
     """The entries of optimizer steps, without the summary of a whole run."""
     return [entry for entry in history if "loss" in entry]
+
+
+def _rewrite(file: Path, history: History) -> None:
+    file.write_text("".join(map(_line, history)))
 
 
 def _line(entry: Mapping[str, Any]) -> str:
