@@ -44,9 +44,10 @@ test: install install-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 bench: install install-vllm
-	$(BIN)/python bench/startup.py
-	$(BIN)/python bench/rounds.py
-	$(BIN)/python bench/kill.py
+	$(BIN)/python -m bench.rounds
+	$(BIN)/posttrain run --plan tiny
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.kill
 
 clean:
 	rm -rf build dist *.egg-info runs .mypy_cache .ruff_cache .pytest_cache

@@ -6,14 +6,13 @@ After each kill every process that the run ever started must be gone within five
 published folder must be whole; at the end every weight file must have the sha256 of an
 uninterrupted run.
 
-    python bench/kill.py --kills 24 --out bench/results/kill.json
+    python -m bench.kill --kills 24
 """
 
 import argparse
 import hashlib
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bench.machine import write_result
 from bench.small import small_workspace
 
 Target = Literal["controller", "step", "both"]
@@ -176,9 +176,9 @@ def run_to_end(workspace: Path) -> float:
     return time.monotonic() - begun
 
 
-def run_with_kills(workspace: Path, rng: random.Random, most: int, life: tuple[float, float]) -> (
-    list[dict[str, object]]
-):
+def run_with_kills(
+    workspace: Path, rng: random.Random, most: int, life: tuple[float, float]
+) -> list[dict[str, object]]:
     """Start, kill and start again until the run ends by itself; what each kill met."""
     kills: list[dict[str, object]] = []
     while True:
@@ -214,7 +214,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -233,8 +232,7 @@ def main() -> None:
             assert found == expected, [k for k in expected if found.get(k) != expected[k]]
             print(f"run {runs}: {len(kills)} kills so far, {len(found)} weight files equal")
     result = {
-        "command": "python bench/kill.py " + " ".join(sys.argv[1:]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "command": "python -m bench.kill " + " ".join(sys.argv[1:]),
         "seed": options.seed,
         "uninterrupted_seconds": round(seconds, 1),
         "runs": runs,
@@ -243,11 +241,7 @@ def main() -> None:
         "longest_life_after_kill_seconds": max(float(str(k["gone_after_seconds"])) for k in kills),
         "each_kill": kills,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    write_result(Path(__file__).parent / "results" / "kill.json", result)
 
 
 if __name__ == "__main__":

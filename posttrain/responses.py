@@ -128,6 +128,14 @@ def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[C
     ]
 
 
+CONTROL_TOKEN = "control token in the response"
+
+
+def contains_any(text: str, parts: Iterable[str]) -> bool:
+    """Whether a text holds one of the parts."""
+    return any(part in text for part in parts)
+
+
 def repetition(text: str, size: int = 4) -> float:
     """Share of a text's word n-grams that occurred before in it; 0 for short texts."""
     words = text.split()

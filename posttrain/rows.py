@@ -107,6 +107,13 @@ def split_of(prompt: Sequence[Message], dev_share: float, test_share: float) -> 
     return "dev" if place < test_share + dev_share else "train"
 
 
+def _plain(value: Any) -> Any:
+    """A value with its messages as they stand in a file."""
+    if isinstance(value, Message):
+        return value.to_json()
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 class _Row(_Frozen):
     """A row with an id: its own if it came with one, else a hash of its content."""
 
@@ -119,14 +126,11 @@ class _Row(_Frozen):
     def _give_id(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or data.get("id"):
             return data
-        plain = {
-            key: [m.to_json() if isinstance(m, Message) else m for m in value]
-            if isinstance(value, list | tuple)
-            else value
-            for key, value in data.items()
-            if key != "id"
-        }
-        return {**data, "id": content_id(plain)}
+        plain = {key: _plain(value) for key, value in data.items() if key != "id"}
+        try:
+            return {**data, "id": content_id(plain)}
+        except TypeError as error:
+            raise ValueError(f"a row without an id must be plain JSON ({error})") from error
 
 
 class Prompt(_Row):

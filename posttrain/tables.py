@@ -8,6 +8,7 @@ Knows files, lines and reasons. Knows no step: where a table belongs is the call
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from posttrain.errors import BadInput
 
 RowT = TypeVar("RowT", bound=BaseModel)
 _EXCERPT = 300
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Reject:
 
     file: str
     line: int
-    """1 for the first row."""
+    """1 for the first line of a .jsonl file, and for the first row of a .parquet file."""
     reason: str
     excerpt: str = ""
 
@@ -70,7 +72,7 @@ def read_table(path: Path, kind: type[RowT], forbidden: Iterable[str] = ()) -> T
     rejects: list[Reject] = []
     seen: dict[str, int] = {}
     banned = tuple(forbidden)
-    for number, raw in enumerate(_raw_rows(path), 1):
+    for number, raw in _raw_rows(path):
         row = _parse(raw, kind, banned)
         if isinstance(row, str):
             rejects.append(Reject(path.name, number, row, str(raw)[:_EXCERPT]))
@@ -143,18 +145,19 @@ def _line(row: BaseModel | Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _raw_rows(path: Path) -> Iterator[object]:
+def _raw_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """Line or row number, and what stands there; blank lines are no rows, but they count."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+        yield from enumerate(_parquet_rows(path), 1)
         return
     if path.suffix not in (".jsonl", ".json"):
         raise BadInput(f"{path}: expected a .jsonl or .parquet file")
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.strip():
-                yield line
+                yield number, line
 
 
 def _parquet_rows(path: Path) -> Iterator[object]:
@@ -164,21 +167,46 @@ def _parquet_rows(path: Path) -> Iterator[object]:
         table = pyarrow.parquet.ParquetFile(path)
         for batch in table.iter_batches():
             for row in batch.to_pylist():
-                yield {key: value for key, value in row.items() if value is not None}
-    except pyarrow.ArrowInvalid as error:
+                yield _without_nulls(row)
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise BadInput(f"{path}: no readable Parquet file ({error})") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every row of a column the same keys; those that a row never had are null."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(child) for k, child in value.items() if child is not None}
+    return [_without_nulls(child) for child in value] if isinstance(value, list) else value
 
 
 def _parse(raw: object, kind: type[RowT], banned: tuple[str, ...]) -> RowT | str:
     """The row, or why there is none."""
-    data = raw
-    if isinstance(raw, bytes):
-        try:
-            data = json.loads(raw)
-        except UnicodeDecodeError as error:
-            return f"not UTF-8 at byte {error.start}"
-        except ValueError as error:
-            return f"no valid JSON: {error}"
+    try:
+        data = _decoded(raw) if isinstance(raw, bytes) else raw
+        return _row_of(data, kind, banned)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}"
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which UTF-8 cannot hold"
+    except RecursionError:
+        return "nested too deeply"
+    except ValueError as error:
+        return f"no valid JSON: {error}"
+
+
+def _decoded(raw: bytes) -> object:
+    text = raw.decode("utf-8-sig")
+    data = json.loads(text, parse_constant=_refuse)
+    if _SURROGATE.search(text):
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _row_of(data: object, kind: type[RowT], banned: tuple[str, ...]) -> RowT | str:
     if not isinstance(data, dict):
         return f"expected a JSON object, found {type(data).__name__}"
     try:

@@ -10,6 +10,7 @@ package, then entry points). Knows nothing of runs or steps.
 import difflib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -178,7 +179,8 @@ def load_recipe_settings(
     """recipe.yaml with a plan's overrides."""
     recipe = find_recipe(workspace, name)
     data = read_yaml(recipe.folder / "recipe.yaml")
-    return parse(RecipeSettings, {**data, **overrides}, f"recipes/{name}/recipe.yaml")
+    origin = f"recipes/{name}/recipe.yaml" + (f" + plan.recipes.{name}" if overrides else "")
+    return parse(RecipeSettings, {**data, **overrides}, origin)
 
 
 @cache
@@ -193,9 +195,12 @@ def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
     if spec is None or spec.loader is None or not path.is_file():
         raise BadInput(f"{path}: no Python file")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while it is being loaded.
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+    # The file is somebody else's code: whatever it raises must come back with its name.
+    except Exception as error:
         raise BadInput(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
     functions = inspect.getmembers(module, inspect.isfunction)
     own = {key: f for key, f in functions if f.__module__ == name and not key.startswith("_")}

@@ -93,7 +93,7 @@ def pass_rates(rates: Mapping[int, Mapping[str, Any]]) -> list[Panel]:
     names = sorted(found, key=lambda name: (name != "all", name))
     return [
         Panel(
-            "all, weighted by the mix" if name == "all" else name,
+            "all, by mix" if name == "all" else name,
             _by_split({n: _pick(one, "sampled", name) for n, one in rates.items()}),
             "rate",
         )
@@ -148,9 +148,7 @@ def reward_accuracy(accuracy: Mapping[int, Mapping[str, Any]]) -> list[Panel]:
     strengths = sorted((s for s in Strength if str(s) in found), key=lambda s: s.level)
 
     def series(name: str) -> tuple[Series, ...]:
-        return _by_split(
-            {n: {s: one[s].get(name) for s in one} for n, one in accuracy.items()}
-        )
+        return _by_split({n: {s: one[s].get(name) for s in one} for n, one in accuracy.items()})
 
     guess = tuple(
         one._replace(label=f"{one.label}, longer wins", colour=BASELINE)

@@ -79,4 +79,6 @@ def round_line(run: Run, number: int) -> str:
 
 
 def _percent(rates: Rates | None, split: str, mode: str) -> str:
-    return "" if rates is None else f"{100 * rates[split][mode]['all']['value']:.1f} %"
+    if rates is None or split not in rates:
+        return ""
+    return f"{100 * rates[split][mode]['all']['value']:.1f} %"

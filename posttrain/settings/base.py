@@ -67,7 +67,7 @@ def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     Raises:
         BadInput: an override without `=`, or a path through something that is no mapping or list.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(data)))
+    result: dict[str, Any] = _copied(data)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
@@ -76,7 +76,7 @@ def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
         place: Any = result
         for part in parents:
             place = _descend(place, part, override)
-        value = yaml.safe_load(text) if text else ""
+        value = _value(text, override)
         if isinstance(place, list):
             place[_index(place, last, override)] = value
         else:
@@ -84,12 +84,28 @@ def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     return result
 
 
+def _copied(value: Any) -> Any:
+    """A copy without shared parts: a YAML anchor used twice must not be overridden twice."""
+    if isinstance(value, Mapping):
+        return {key: _copied(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(child) for child in value]
+    return value
+
+
+def _value(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"--set {override}: the value is no valid YAML: {reason}") from error
+
+
 def _descend(place: Any, part: str, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, part, override)]
-    child = place.setdefault(part, {})
+    key = _index(place, part, override) if isinstance(place, list) else part
+    child = place[key] if isinstance(place, list) else place.setdefault(part, {})
     if child is None:
-        child = place[part] = {}
+        child = place[key] = {}
     if not isinstance(child, dict | list):
         raise BadInput(f"--set {override}: {part} is {child!r}, which has no keys below it")
     return child

@@ -3,6 +3,7 @@
 Rows whose hash belongs to dev or test never reach a round's prompts, whatever file they stand in.
 """
 
+from posttrain.errors import BadInput
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.recipes import StepHandle, collect_prompts, open_recipes
 from posttrain.rows import Prompt, Split
@@ -24,6 +25,11 @@ def run(inputs: Inputs, settings: PromptsStage, out: Output) -> None:
         splits=settings.splits,
         forbidden=control_tokens(tokenizer),
     )
+    if settings.held_out and not collected.by_split["dev"]:
+        raise BadInput(
+            "evaluation.sources: no prompt of them belongs to dev, so no gate could decide; name "
+            f"more prompts or raise splits.dev ({settings.splits.dev})"
+        )
     wanted: tuple[Split, ...] = ("dev", "test") if settings.held_out else ("train",)
     out.reject(collected.rejects)
     for prompt in collected.duplicates:

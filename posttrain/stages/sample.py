@@ -1,11 +1,19 @@
 """Rejection sampling, first half: K responses to each prompt from the latest policy (4.2.2).
 
-Shards are committed one by one; a killed step goes on at the next shard.
+Shards are committed one by one; a killed step goes on at the next shard. A response in which the
+model wrote a control token is dropped: read again, it would be a second turn.
 """
 
 from collections.abc import Iterator
 
-from posttrain.responses import Draw, candidates_of, steered_requests
+from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.responses import (
+    CONTROL_TOKEN,
+    Draw,
+    candidates_of,
+    contains_any,
+    steered_requests,
+)
 from posttrain.rows import Candidate, Prompt
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
@@ -24,6 +32,7 @@ def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
     engine = open_engine(
         settings.sampling.engine, inputs["policy"] / "model", inputs.paths.get("template")
     )
+    forbidden = control_tokens(load_tokenizer(inputs["policy"] / "model"))
     tokens = stopped = total = 0
 
     def rows() -> Iterator[Candidate]:
@@ -36,6 +45,9 @@ def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
             out.progress,
         ):
             for row in candidates_of(by_request[request.id], samples, model):
+                if contains_any(row.response, forbidden):
+                    out.drop(row.id, CONTROL_TOKEN, text=row.response)
+                    continue
                 tokens += row.num_tokens
                 stopped += row.finish_reason == "stop"
                 total += 1
@@ -51,4 +63,4 @@ def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
         eos_share=stopped / max(1, total),
         prompts=len(prompts),
     )
-    out.part("sample", len(prompts), total)
+    out.part("sample", sum(one.request.n for one in asked), total)

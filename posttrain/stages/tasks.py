@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.recipes import StepHandle, collect_prompts, open_recipes
-from posttrain.responses import Draw, plain_requests
+from posttrain.responses import CONTROL_TOKEN, Draw, contains_any, plain_requests
 from posttrain.rows import Message, Prompt, Task, content_id, stable_seed
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
@@ -23,6 +23,7 @@ from posttrain.tables import read_json
 
 def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
     """Write `tasks.jsonl`; answers are rows of `posttrain.rows.Judgment`."""
+    forbidden = control_tokens(load_tokenizer(inputs["base"]))
     collected = collect_prompts(
         settings.sources,
         open_recipes(inputs.workspace, settings.recipes),
@@ -30,7 +31,7 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
         StepHandle(Sandbox(SandboxLimits()), settings.seed),
         round_number=settings.round + 1,
         splits=settings.splits,
-        forbidden=control_tokens(load_tokenizer(inputs["base"])),
+        forbidden=forbidden,
     )
     out.reject(collected.rejects)
     for prompt in collected.duplicates:
@@ -49,6 +50,9 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
         texts = answers[first, prompt.id], answers[second, prompt.id]
         if not all(text.strip() for text in texts):
             out.drop(prompt.id, "empty response")
+            continue
+        if any(contains_any(text, forbidden) for text in texts):
+            out.drop(prompt.id, CONTROL_TOKEN)
             continue
         models = _address(inputs[first]), _address(inputs[second])
         tasks.append(_task(prompt, texts, models, settings.round))

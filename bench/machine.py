@@ -1,0 +1,34 @@
+"""What a figure was measured on: processor, cores, memory, versions.
+
+    describe()   # {"processor": "AMD EPYC …", "cores": 2, …}
+"""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from posttrain.steps.manifest import versions
+
+
+def describe() -> dict[str, Any]:
+    """The machine and the versions that a figure depends on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "system": platform.system(),
+        "versions": versions(),
+    }
+
+
+def write_result(out: Path, result: dict[str, Any]) -> None:
+    """Print a result and write it beside the others."""
+    text = json.dumps({**result, "machine": describe()}, indent=1, ensure_ascii=False)
+    print(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text + "\n")

@@ -1,0 +1,62 @@
+"""Stage functions that end in every way a step can; found by the worker through PYTHONPATH."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from posttrain.errors import BadInput
+from posttrain.settings.base import Settings
+from posttrain.steps.output import Inputs, Output
+
+
+class Text(Settings):
+    text: str = ""
+    threads: int = 1
+
+
+def writes(inputs: Inputs, settings: Text, out: Output) -> None:
+    out.write("rows", [{"id": "1", "text": settings.text}])
+    out.drop("2", "not wanted: really", why="test")
+    out.part("writing", 2, 1)
+    out.progress(1, 1)
+    out.metrics(length=len(settings.text))
+
+
+def dies(inputs: Inputs, settings: Text, out: Output) -> None:
+    out.write("rows", [{"id": "1"}])
+    print("about to die", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises(inputs: Inputs, settings: Text, out: Output) -> None:
+    raise ZeroDivisionError("a bug in a stage")
+
+
+def refuses(inputs: Inputs, settings: Text, out: Output) -> None:
+    raise BadInput("the data is wrong")
+
+
+def fills_the_disk(inputs: Inputs, settings: Text, out: Output) -> None:
+    out.write("rows", [{"id": "1"}])
+    with Path("/dev/full").open("w") as file:
+        file.write("x" * 100_000)
+
+
+def resumes(inputs: Inputs, settings: Text, out: Output) -> None:
+    """Dies once in the middle, and goes on from what it had."""
+    shard = out.path / "work" / "first"
+    if not shard.exists():
+        shard.parent.mkdir(parents=True)
+        shard.write_text("done")
+        os.kill(os.getpid(), signal.SIGKILL)
+    out.write("rows", [{"id": "1", "first": shard.read_text()}])
+
+
+def leaves_a_daemon(inputs: Inputs, settings: Text, out: Output) -> None:
+    program = "import time; time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    Path(settings.text).write_text(str(child.pid))
+    time.sleep(600)
