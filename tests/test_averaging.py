@@ -1,7 +1,8 @@
-"""Averages of real model folders: exactness, sharding, and everything that must be refused."""
+"""Model folders and their averages: exactness, sharding, and everything that must be refused."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from posttrain import averaging
 from posttrain.averaging import average_models
-from posttrain.errors import BadInput, Damaged
+from posttrain.errors import BadInput, Damaged, GuardFailed
 from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
 from tests.tiny_model import TEMPLATE, make_model
@@ -147,3 +148,30 @@ def test_a_member_with_nan_is_named(value: float, members: list[Path], tmp_path:
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Damaged, match=r"broken: model\.layers\.1\.mlp\.up_proj"):
         average_models([members[0], broken], tmp_path / "out")
+
+
+def test_model_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base")
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    whole = tmp_path / "whole"
+    save_model_folder(model, tokenizer, whole)
+    check_model_folder(whole)
+    weights = whole / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+    with pytest.raises(Damaged, match=r"model\.safetensors"):
+        check_model_folder(whole)
+    weights.rename(whole / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="unpickled"):
+        check_model_folder(whole)
+    (whole / "pytorch_model.bin").unlink()
+    weights.write_bytes(data)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(whole)
+    with pytest.raises(BadInput, match="321 tokens"):
+        check_model_folder(whole)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(GuardFailed, match="norm"):
+        save_model_folder(model, tokenizer, tmp_path / "nan")

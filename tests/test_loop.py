@@ -187,9 +187,10 @@ def test_gc_keeps_what_the_plan_names_and_the_run_stays_done(
     copy = tmp_path / "copy"
     shutil.copytree(workspace, copy)
     command(copy, "gc", "--set", "keep.policy=1")
-    left = {str(p.relative_to(run_folder(copy)).parent.parent) for p in run_folder(copy).rglob(
-        "*.safetensors"
-    )}
+    left = {
+        str(p.relative_to(run_folder(copy)).parent.parent)
+        for p in run_folder(copy).rglob("*.safetensors")
+    }
     policy = read_json(run_folder(copy) / "round-2/gate/policy.json")["step"]
     assert left == {"round-2/rm", "round-2/sft", "round-2/dpo", policy}
     assert (run_folder(copy) / "round-1/dpo-a/manifest.json").is_file()

@@ -88,7 +88,13 @@ def test_a_step_publishes_its_rows_and_its_books(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.rows == {"rows": 1, "dropped": 1}
     assert manifest.funnel == [
-        {"name": "writing", "rows_in": 2, "rows_out": 1, "dropped": {"not wanted": 1}, "changed": {}}
+        {
+            "name": "writing",
+            "rows_in": 2,
+            "rows_out": 1,
+            "dropped": {"not wanted": 1},
+            "changed": {},
+        }
     ]
     assert manifest.metrics == {"length": 1}
     assert manifest.versions["torch"]

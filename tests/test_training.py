@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from posttrain.errors import BadInput, Damaged, GuardFailed
+from posttrain.errors import BadInput, GuardFailed
 from posttrain.models.chat import load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
 from posttrain.rows import Example, Preference
@@ -30,7 +29,14 @@ from posttrain.training.reward import train_reward
 from posttrain.training.running import own_process_state
 from posttrain.training.sft import train_sft
 from posttrain.training.tokens import dpo_tokens, reward_tokens, sft_tokens
-from tests.tiny_model import TEMPLATE, examples, make_model, preferences, turn
+from tests.tiny_model import (
+    TEMPLATE,
+    examples,
+    make_model,
+    preferences,
+    reference_dpo_loss,
+    turn,
+)
 
 COMMON = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 128, "warmup_share": 0.1}
 Train = Callable[[Path, Path, Job], TrainingReport]
@@ -67,31 +73,6 @@ def sft(**changes: Any) -> SftSettings:
 def dpo(**changes: Any) -> DpoSettings:
     """Short settings."""
     return DpoSettings.model_validate({**COMMON, **changes})
-
-
-def log_probs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
-    """Log-probability of each token but the first, one dialog at a time, without padding."""
-    tokens = torch.tensor(ids).long()
-    logits = model(tokens.unsqueeze(0)).logits[0, :-1].log_softmax(-1)
-    return logits.gather(1, tokens[1:, None])[:, 0]
-
-
-def reference_dpo_loss(
-    policy: torch.nn.Module, frozen: torch.nn.Module, rows: list[Any], settings: DpoSettings
-) -> torch.Tensor:
-    """The paper's loss, written plainly."""
-    losses = []
-    for row in rows:
-        scores, nll = [], torch.tensor(0.0, dtype=torch.float64)
-        for side in ("chosen", "rejected"):
-            mask = torch.tensor(row[f"{side}_dpo"][1:])
-            now, then = (log_probs(m, row[f"{side}_ids"]) for m in (policy, frozen))
-            scores.append(((now - then) * mask).sum())
-            if side == "chosen":
-                nll = -now[torch.tensor(row["chosen_target"][1:]).bool()].mean()
-        margin = settings.beta * (scores[0] - scores[1])
-        losses.append(-torch.nn.functional.logsigmoid(margin) + settings.nll_weight * nll)
-    return torch.stack(losses).mean()
 
 
 def first_batch(trainer: Any) -> Any:
@@ -397,32 +378,6 @@ def test_dpo_stops_when_chosen_responses_become_unlikely(base: Path, tmp_path: P
     with pytest.raises(GuardFailed, match=r"dpo\.max_chosen_drop"):
         train_dpo(base, preferences(24), tmp_path / "out", settings, job(tmp_path / "work"))
     assert not (tmp_path / "out").exists()
-
-
-def test_model_folders_that_are_not_whole_are_refused(base: Path, tmp_path: Path) -> None:
-    model: Any = AutoModelForCausalLM.from_pretrained(base)
-    tokenizer = load_tokenizer(base, TEMPLATE)
-    whole = tmp_path / "whole"
-    save_model_folder(model, tokenizer, whole)
-    check_model_folder(whole)
-    weights = whole / "model.safetensors"
-    data = weights.read_bytes()
-    weights.write_bytes(data[:-1])
-    with pytest.raises(Damaged, match=r"model\.safetensors"):
-        check_model_folder(whole)
-    weights.rename(whole / "pytorch_model.bin")
-    with pytest.raises(BadInput, match="unpickled"):
-        check_model_folder(whole)
-    (whole / "pytorch_model.bin").unlink()
-    weights.write_bytes(data)
-    tokenizer.add_tokens(["<extra>"])
-    tokenizer.save_pretrained(whole)
-    with pytest.raises(BadInput, match="321 tokens"):
-        check_model_folder(whole)
-    with torch.no_grad():
-        model.model.norm.weight[0] = float("nan")
-    with pytest.raises(GuardFailed, match="norm"):
-        save_model_folder(model, tokenizer, tmp_path / "nan")
 
 
 def test_precision_is_measured_quickly() -> None:

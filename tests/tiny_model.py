@@ -1,4 +1,5 @@
-"""A random Llama of about 30 k parameters with a trained byte-level tokenizer, for tests.
+"""A random Llama of about 30 k parameters with a trained byte-level tokenizer, rows to train it
+on, and the DPO loss written plainly, for tests.
 
 Knows transformers and tokenizers; knows nothing of stages.
 
@@ -6,12 +7,14 @@ Knows transformers and tokenizers; knows nothing of stages.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.rows import Example, Message, Preference
+from posttrain.settings.training import DpoSettings
 
 TEMPLATE = Path(__file__).parent.parent / "rounds" / "templates" / "llama3.jinja"
 SPECIAL = (
@@ -114,3 +117,28 @@ def preferences(count: int) -> list[Preference]:
             )
         )
     return rows
+
+
+def log_probs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
+    """Log-probability of each token but the first, one dialog at a time, without padding."""
+    tokens = torch.tensor(ids).long()
+    logits = model(tokens.unsqueeze(0)).logits[0, :-1].log_softmax(-1)
+    return logits.gather(1, tokens[1:, None])[:, 0]
+
+
+def reference_dpo_loss(
+    policy: torch.nn.Module, frozen: torch.nn.Module, rows: list[Any], settings: DpoSettings
+) -> torch.Tensor:
+    """The paper's loss, written plainly."""
+    losses = []
+    for row in rows:
+        scores, nll = [], torch.tensor(0.0, dtype=torch.float64)
+        for side in ("chosen", "rejected"):
+            mask = torch.tensor(row[f"{side}_dpo"][1:])
+            now, then = (log_probs(m, row[f"{side}_ids"]) for m in (policy, frozen))
+            scores.append(((now - then) * mask).sum())
+            if side == "chosen":
+                nll = -now[torch.tensor(row["chosen_target"][1:]).bool()].mean()
+        margin = settings.beta * (scores[0] - scores[1])
+        losses.append(-torch.nn.functional.logsigmoid(margin) + settings.nll_weight * nll)
+    return torch.stack(losses).mean()

@@ -51,9 +51,9 @@ def _row(run: Run, name: str, steps: list[Step]) -> dict[str, Any]:
 def print_table(run: Run, rows: list[dict[str, Any]]) -> None:
     """Print the table of rounds."""
     table = Table(title=run.plan.title or run.name, caption=run.plan.simulated or None)
-    columns = ("", "steps", "dev sampled", "dev greedy", "test sampled", "test greedy", "gate", "s")
+    columns = ("", "steps", "dev T=1", "dev greedy", "test T=1", "test greedy", "gate", "s")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         done = f"{row['done']}/{row['steps']}" + (f" {row['stale']} stale" if row["stale"] else "")
         rates = [

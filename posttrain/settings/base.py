@@ -33,8 +33,19 @@ def parse(kind: type[SettingsT], data: Mapping[str, Any], origin: str) -> Settin
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"{origin}: {_explain(kind, item)}" for item in error.errors()]
+        lines = [f"{origin}: {_explain(kind, item)}" for item in _causes(error)]
         raise BadInput("\n".join(lines)) from None
+
+
+def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
+    """The errors of a user: a list does not count as too short because its items are wrong."""
+    found: list[Mapping[str, Any]] = list(error.errors())
+    places = [tuple(item["loc"]) for item in found]
+
+    def has_wrong_items(place: tuple[int | str, ...]) -> bool:
+        return any(other != place and other[: len(place)] == place for other in places)
+
+    return [i for i in found if i["type"] != "too_short" or not has_wrong_items(tuple(i["loc"]))]
 
 
 def _explain(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
