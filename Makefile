@@ -38,6 +38,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for file in recipes/*/hooks.py data_quality/rules.py rounds/tiny/people.py; do $(BIN)/mypy --config-file pyproject.toml $$file || exit 1; done
 	$(BIN)/lint-imports
 
 test: install install-vllm

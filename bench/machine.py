@@ -1,6 +1,6 @@
 """What a figure was measured on: processor, cores, memory, versions.
 
-    describe()   # {"processor": "AMD EPYC …", "cores": 2, …}
+describe()   # {"processor": "AMD EPYC …", "cores": 2, …}
 """
 
 import json

@@ -1,6 +1,6 @@
 """Runs the six rounds of the tiny plan in a fresh workspace and keeps the figures.
 
-    python -m bench.rounds --seed 0
+python -m bench.rounds --seed 0
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A workspace with a cut-down tiny plan, for measurements and tests that run whole rounds.
 
-    workspace = small_workspace(Path("/tmp/small"), rounds=2, num_prompts=24)
+workspace = small_workspace(Path("/tmp/small"), rounds=2, num_prompts=24)
 """
 
 import shutil

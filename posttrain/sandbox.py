@@ -8,7 +8,7 @@ own, and no one else's processes. It runs as a user without rights even when pos
 root, because the limit on processes does not bind root. Two programs with the same content give
 the same `RunResult`, from the object's cache.
 
-    Sandbox(SandboxLimits(seconds=2)).run("print(6 * 7)").stdout   # "42\\n"
+    Sandbox(SandboxLimits(seconds=2)).run("print(6 * 7)").stdout   # "42" and a line end
 """
 
 import contextlib

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,8 @@ class Silent:
 
 
 @pytest.fixture(autouse=True)
-def _find_stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _find_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(STAGES))
-    yield
 
 
 def step(name: str, function: str = "writes", text: str = "a", **more: Any) -> Step:
@@ -243,7 +241,7 @@ def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
     assert run.folder.state(one).kind == "done"
     assert check_hashes(run.folder.path(one), manifest) == ["rows.jsonl"]
     rows.write_bytes(whole[:-1])
-    with pytest.raises(Damaged, match="rows.jsonl"):
+    with pytest.raises(Damaged, match=r"rows\.jsonl"):
         run_of(tmp_path, one).folder.state(one)
     rows.unlink()
     with pytest.raises(Damaged, match="missing"):

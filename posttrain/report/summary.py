@@ -1,6 +1,6 @@
 """The table of rounds: how far each is, its dev and test pass rates, and what the gate said.
 
-    print_table(run, rounds(run))
+print_table(run, rounds(run))
 """
 
 from typing import Any

@@ -113,7 +113,7 @@ def _value(text: str, override: str) -> Any:
 
 
 def _descend(place: Any, part: str, override: str) -> Any:
-    key = _index(place, part, override) if isinstance(place, list) else part
+    key: Any = _index(place, part, override) if isinstance(place, list) else part
     child = place[key] if isinstance(place, list) else place.setdefault(part, {})
     if child is None:
         child = place[key] = {}

@@ -4,11 +4,11 @@ from posttrain.curation.contract import CurationTools, Scored
 from posttrain.curation.curate import curate
 from posttrain.embedding import Embedder, embedder_folder
 from posttrain.hooks import Grade
-from posttrain.human import held_out_prompts, human_examples
 from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.stages import CurateStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
+from posttrain.training_data import held_out_prompts, human_examples
 from posttrain.workspace import load_functions
 
 _CACHE = ".embeddings"

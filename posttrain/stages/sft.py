@@ -1,12 +1,12 @@
 """Trains one member of the SFT model, or round 0's policy, from the pre-trained base (4.1.3)."""
 
-from posttrain.human import human_examples
 from posttrain.rows import Example
 from posttrain.settings.stages import SftStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.training.circumstances import keep_books, training_job
 from posttrain.training.sft import train_sft
+from posttrain.training_data import human_examples
 
 
 def run(inputs: Inputs, settings: SftStage, out: Output) -> None:

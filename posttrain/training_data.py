@@ -1,10 +1,13 @@
-"""Human-written examples: read, checked, and never one whose prompt is held out.
+"""What training reads of people: their examples and preferences, never one that is held out.
 
 rows = human_examples(inputs, out)
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from posttrain.models.chat import control_tokens, load_tokenizer
-from posttrain.rows import Example, Prompt, prompt_hash
+from posttrain.rows import Example, Preference, Prompt, Strength, prompt_hash
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_table
 
@@ -33,6 +36,24 @@ def human_examples(inputs: Inputs, out: Output) -> list[Example]:
                 kept[row.id] = row
     out.part("human", rows_in, len(kept))
     return list(kept.values())
+
+
+def strong_preferences(
+    folders: Iterable[Path], min_strength: Strength, out: Output
+) -> list[Preference]:
+    """Training pairs of preference steps that are strong enough; weaker ones in the books.
+
+    The reward model and DPO train on *better* and *significantly better* only (section 4.2.1).
+    """
+    rows = [row for folder in folders for row in load_rows(folder / "train.jsonl", Preference)]
+    strong = []
+    for row in rows:
+        if row.strength.level >= min_strength.level:
+            strong.append(row)
+        else:
+            out.drop(row.id, "too weak", strength=str(row.strength))
+    out.part("strength", len(rows), len(strong))
+    return strong
 
 
 def held_out_prompts(inputs: Inputs) -> list[Prompt]:
