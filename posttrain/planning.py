@@ -157,7 +157,12 @@ def _bootstrap(b: _Builder) -> None:
         held_out=True,
         recipes=b.recipes,
     )
-    b.add("round-0/heldout", "prompts", heldout, files={**b.base, **b.data(sources), **b.hooks()})
+    b.add(
+        "round-0/heldout",
+        "prompts",
+        heldout,
+        files={**b.base, **b.template, **b.data(sources), **b.hooks()},
+    )
     b.measure("round-0/measure-base", {"files": {"model": b.base["base"]}})
     human = {f"human:{path}": b.workspace.find(path) for path in plan.bootstrap.human}
     first = next(iter(plan.sft.variants))
@@ -200,7 +205,7 @@ def _round(b: _Builder, number: int) -> None:
             held_out=False,
             recipes=b.recipes,
         ),
-        files={**b.base, **b.data(data.prompts), **b.hooks()},
+        files={**b.base, **b.template, **b.data(data.prompts), **b.hooks()},
     )
     sample = b.add(
         f"{at}/sample",

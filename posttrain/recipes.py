@@ -1,4 +1,4 @@
-"""Recipes at work: their settings and hooks, the handle hooks get, and what they yield.
+"""Recipes at work: their settings and hooks, the handle hooks get, verdicts and measures.
 
 Knows how to call a hook and what to do when it misbehaves. Finding recipe folders is
 `posttrain.workspace`'s affair.
@@ -7,21 +7,17 @@ Knows how to call a hook and what to do when it misbehaves. Finding recipe folde
     verdicts = verify_all(recipes, pairs, handle, workers=2)
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from posttrain.errors import BadInput, PosttrainError, StepFailed
 from posttrain.generation import Engine, Request
-from posttrain.hooks import HOOK_NAMES, Grade, Passage, PromptRequest, RunResult, Verdict
-from posttrain.rows import Candidate, Message, Prompt, Split, prompt_hash, split_of, stable_seed
+from posttrain.hooks import HOOK_NAMES, Grade, Passage, RunResult, Verdict
+from posttrain.rows import Candidate, Message, Prompt, prompt_hash, stable_seed
 from posttrain.sandbox import Sandbox
-from posttrain.settings.plan import FileSource, Source, Splits
 from posttrain.settings.recipe import RecipeSettings
-from posttrain.tables import Reject, read_table
 from posttrain.workspace import Workspace, find_recipe, load_functions
 
 
@@ -106,76 +102,6 @@ def open_recipes(workspace: Workspace, settings: Mapping[str, RecipeSettings]) -
             raise BadInput(f"recipe {name}: hooks.py defines no {missing[0]}(); it defines {known}")
         opened[name] = Recipe(one, {hook: functions[hook] for hook in one.hooks})
     return opened
-
-
-@dataclass(frozen=True)
-class Collected:
-    """Prompts by split, and the rows that could not be used."""
-
-    by_split: dict[Split, list[Prompt]]
-    rejects: list[Reject]
-    duplicates: list[Prompt]
-
-
-def collect_prompts(
-    sources: Sequence[Source],
-    recipes: Mapping[str, Recipe],
-    workspace: Workspace,
-    handle: StepHandle,
-    *,
-    round_number: int,
-    splits: Splits,
-    forbidden: Iterable[str],
-) -> Collected:
-    """Read and generate prompts, split them by hash; the first of equal prompts stays.
-
-    Raises:
-        BadInput: an unknown capability, or a file past which too many rows are malformed.
-    """
-    found: list[Prompt] = []
-    rejects: list[Reject] = []
-    banned = tuple(forbidden)
-    for index, source in enumerate(sources):
-        if isinstance(source, FileSource):
-            table = read_table(workspace.find(source.path), Prompt, banned)
-            rejects += table.rejects
-            found += table.rows
-            continue
-        hook = _hook(recipes, source.recipe, "prompts")
-        seed = stable_seed(handle.seed, round_number, index, source.recipe)
-        request = PromptRequest(source.num, seed, round_number, source.options)
-        found += [_checked_prompt(p, source.recipe) for p in hook(request, handle)]
-    by_split: dict[Split, list[Prompt]] = {"train": [], "dev": [], "test": []}
-    duplicates, seen = [], set()
-    for prompt in found:
-        if prompt.capability not in recipes:
-            raise BadInput(
-                f"prompt {prompt.id}: capability {prompt.capability} is not in the plan's mix, "
-                f"which has {sorted(recipes)}"
-            )
-        key = prompt_hash(prompt.prompt)
-        if key in seen:
-            duplicates.append(prompt)
-            continue
-        seen.add(key)
-        by_split[split_of(prompt.prompt, splits.dev, splits.test)].append(prompt)
-    return Collected(by_split, rejects, duplicates)
-
-
-def _checked_prompt(value: object, recipe: str) -> Prompt:
-    try:
-        return Prompt.model_validate(value)
-    except ValidationError as error:
-        raise StepFailed(
-            f"recipe {recipe}: prompts() yielded {type(value).__name__}, expected a Prompt "
-            f"({error.errors()[0]['msg']})"
-        ) from error
-
-
-def _hook(recipes: Mapping[str, Recipe], name: str, hook: str) -> Callable[..., Any]:
-    if name not in recipes or hook not in recipes[name].hooks:
-        raise BadInput(f"recipe {name}: its {hook} hook is needed, but recipe.yaml does not use it")
-    return recipes[name].hooks[hook]
 
 
 def verify_all(

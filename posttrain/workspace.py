@@ -183,13 +183,19 @@ def load_recipe_settings(
     return parse(RecipeSettings, {**data, **overrides}, origin)
 
 
-@cache
 def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
     """The public functions that a Python file of the workspace defines, by name.
+
+    A file that was edited since is loaded again.
 
     Raises:
         BadInput: the file cannot be loaded, with the last line of what went wrong.
     """
+    return _load(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@cache
+def _load(path: Path, changed: int) -> Mapping[str, Callable[..., Any]]:
     name = f"workspace_{content_id(str(path))}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():

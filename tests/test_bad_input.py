@@ -1,142 +1,27 @@
-"""Bad input at the command line: one line that says what to do, the exit code, and no traceback.
-
-Every command goes through `main()`; one small round is run for all tests, and each test that
-damages something works on a copy.
-"""
+"""Bad input at the command line: one line that says what to do, the exit code, no traceback."""
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from posttrain.cli.main import main
+from tests.small_round import (
+    PLAN,
+    at,
+    cut,
+    manifest,
+    pair,
+    posttrain,
+    published,
+    write_lines,
+)
 
-PLAN = """
-base: rounds/tiny/base
-splits: {dev: 0.3, test: 0.3}
-mix: {math: 1.0}
-recipes: {math: {k: 2, max_tokens: 16}}
-bootstrap: {human: [data/human.jsonl]}
-rounds:
-  - prompts: [{type: hook, recipe: math, num: 24, options: {levels: [1]}}]
-    preferences: [data/pairs.jsonl]
-    tasks: [{type: hook, recipe: math, num: 6, options: {levels: [1]}}]
-  - prompts: [{type: hook, recipe: math, num: 24, options: {levels: [1]}}]
-reward: {max_steps: 1, batch_size: 4, max_length: 128}
-sft: {max_steps: 1, batch_size: 4, max_length: 128}
-dpo: {max_steps: 1, batch_size: 4, max_length: 128}
-evaluation:
-  num_samples: 1
-  sources: [{type: hook, recipe: math, num: 30, options: {levels: [1]}}]
-pipeline:
-  clean: {rules: [drop_control_tokens, drop_empty]}
-  dedup: {threshold: 1.0, max_loss: 1.0}
-resources: {min_free_gib: 0}
-"""
 SKIP_TASKS = ("--set", "rounds.1.preferences=[data/bad.jsonl]")
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def one_line(self) -> str:
-        """The only line on the standard error."""
-        assert self.err.count("\n") == 1, self.err
-        return self.err.strip().removeprefix("posttrain: ")
-
-
-def posttrain(*arguments: str) -> Ended:
-    """Run a command; what it does not catch fails the test."""
-    out, err, argv, code = StringIO(), StringIO(), sys.argv, 0
-    handler = signal.getsignal(signal.SIGTERM)
-    sys.argv = ["posttrain", *arguments]
-    try:
-        with redirect_stdout(out), redirect_stderr(err):
-            main()
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    finally:
-        sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
-    return Ended(code, out.getvalue(), err.getvalue())
-
-
-def at(folder: Path, command: str, *arguments: str) -> Ended:
-    """Run a command on the small plan of a workspace."""
-    return posttrain(command, *arguments, "--plan", "small", "--workspace", str(folder))
-
-
-def pair(number: int, **fields: Any) -> dict[str, Any]:
-    sides = {"chosen": f"{number}", "rejected": f"sure! it may be {number + 1}"}
-    made = {name: [{"role": "assistant", "content": text}] for name, text in sides.items()}
-    prompt = [{"role": "user", "content": f"{number}+0=?"}]
-    row = {"id": f"p{number}", "prompt": prompt, "strength": "better", "capability": "math"}
-    return {**row, **made, **fields}
-
-
-def write_lines(path: Path, rows: list[dict[str, Any] | bytes]) -> None:
-    made = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path.write_bytes(b"\n".join(made))
-
-
-def new_workspace(folder: Path) -> Path:
-    assert posttrain("init", str(folder)).code == 0
-    (folder / "rounds" / "small.yaml").write_text(PLAN)
-    human = (folder / "rounds/tiny/data/human.jsonl").read_text().splitlines()[:24]
-    (folder / "data" / "human.jsonl").write_text("\n".join(human) + "\n")
-    write_lines(folder / "data" / "pairs.jsonl", [pair(number) for number in range(20)])
-    return folder
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    """A workspace in which nothing has run."""
-    return new_workspace(tmp_path / "ws")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose first round is finished; not to be changed."""
-    folder = new_workspace(tmp_path_factory.mktemp("finished") / "ws")
-    ended = at(folder, "round", "1")
-    assert ended.code == 0, ended.err
-    return folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    shutil.copytree(finished, tmp_path / "ws")
-    return tmp_path / "ws"
-
-
-def published(folder: Path, name: str = "") -> Path:
-    return folder / "runs" / "small" / name
-
-
-def manifest(folder: Path, step: str) -> dict[str, Any]:
-    return json.loads((published(folder, step) / "manifest.json").read_text())
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every published manifest of a run."""
-    paths = sorted(published(folder).glob("round-*/*/manifest.json"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-# ---------------------------------------------------------------- plans, recipes and settings
 
 
 def test_the_command_itself_ends_in_one_line_and_exit_code_2(tmp_path: Path) -> None:
@@ -176,6 +61,10 @@ def test_which_plan(workspace: Path) -> None:
         (["recipes.math.hooks=[prompts, verify, judge]"], "hooks.py defines no judge()"),
         (["pipeline.clean.rules=[gone]"], "data_quality/rules.py defines no gone()"),
         (["resources.min_free_gib=1e9"], "resources.min_free_gib asks for"),
+        pytest.param(
+            ["rounds.0.prompts=[5]"], "rounds.0.prompts.0",
+            marks=pytest.mark.xfail(strict=True, reason="a source that is a number"),
+        ),
         (["title=[1"], "the value is no valid YAML"),
     ],
 )  # fmt: skip
@@ -206,10 +95,6 @@ def test_check_reads_the_data(workspace: Path, file: str) -> None:
     assert "no valid JSON" in ended.err
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def _spoil(path: Path) -> None:
     path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
 
@@ -217,14 +102,14 @@ def _spoil(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "code"),
     [
-        ("model.safetensors", _cut, 1),
+        ("model.safetensors", cut, 1),
         ("model.safetensors", _spoil, 1),
         ("model.safetensors", Path.unlink, 2),
-        ("config.json", _cut, 2),
+        ("config.json", cut, 2),
         ("config.json", Path.unlink, 2),
-        ("tokenizer.json", _cut, 2),
+        ("tokenizer.json", cut, 2),
         ("tokenizer.json", Path.unlink, 2),
-        ("tokenizer_config.json", _cut, 2),
+        ("tokenizer_config.json", cut, 2),
     ],
 )
 def test_check_names_the_damaged_part_of_a_model(
@@ -337,6 +222,17 @@ def test_too_many_malformed_rows_publish_nothing(run: Path) -> None:
     assert "round-2/preferences      to run" in at(run, "plan", "2", *SKIP_TASKS).out
 
 
+@pytest.mark.xfail(strict=True, reason="only check, not a step, looks at the share of prompts")
+def test_malformed_prompts_stop_a_step_past_the_share(run: Path) -> None:
+    prompt = {"prompt": [{"role": "user", "content": "1+1=?"}], "capability": "math"}
+    write_lines(run / "data" / "prompts.jsonl", [prompt, b"{", {**prompt, "prompt": []}])
+    tasks = ("--set", "rounds.0.tasks=[{path: data/prompts.jsonl}]", "--redo-stale")
+    ended = at(run, "round", "1", "--from", "tasks", *tasks)
+    assert ended.code == 2
+    assert "prompts.jsonl: 2 of 3 rows are malformed" in ended.one_line()
+    assert not published(run, "round-1/tasks").exists()
+
+
 def test_a_prompt_longer_than_the_context_is_named(run: Path) -> None:
     prompt = [{"role": "user", "content": "7" * 600}]
     row = {"id": "long", "prompt": prompt, "capability": "math"}
@@ -375,150 +271,3 @@ def test_people_are_waited_for_and_their_answers_continue_the_round(run: Path) -
     books = manifest(run, "round-2/preferences")
     assert books["rows"]["judgments"] == len(ids)
     assert books["funnel"][0]["dropped"]["tie"] == 1
-
-
-# ---------------------------------------------------------------- damage, drift and other processes
-
-
-def test_a_flipped_bit_is_found_by_verify(run: Path) -> None:
-    assert at(run, "status", "--verify").code == 0
-    path = published(run, "round-1/dpo/model/model.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    ended = at(run, "status", "--verify")
-    assert ended.code == 1
-    assert ended.one_line() == "round-1/dpo/model/model.safetensors: its content changed"
-    out = at(run, "export", "--out", str(run / "model"))
-    assert out.code == 1
-    assert "model/model.safetensors" in out.one_line()
-    assert not (run / "model").exists()
-
-
-@pytest.mark.parametrize("damage", [_cut, Path.unlink])
-def test_a_truncated_or_missing_file_is_noticed_by_every_command(
-    run: Path, damage: Callable[[Path], None]
-) -> None:
-    damage(published(run, "round-1/sample/responses.jsonl"))
-    before = snapshot(run)
-    commands = [
-        ("plan", "1"),
-        ("status",),
-        ("status", "--verify"),
-        ("round", "1"),
-        ("round", "2"),
-        ("run",),
-        ("gc",),
-        ("export", "--out", str(run / "model")),
-        ("why", "nonsense"),
-    ]
-    for command in commands:
-        ended = at(run, *command)
-        assert ended.code == 1, (command, ended)
-        assert "sample/responses.jsonl: " in ended.one_line()
-    assert snapshot(run) == before
-
-
-def test_a_manifest_that_cannot_be_read_is_damage(run: Path) -> None:
-    _cut(published(run, "round-1/rm/manifest.json"))
-    ended = at(run, "plan", "1")
-    assert ended.code == 1
-    assert "round-1/rm: published without a readable manifest" in ended.one_line()
-
-
-def test_drift_is_shown_refused_and_set_aside_when_asked(run: Path) -> None:
-    new = ("--set", "dpo.beta=0.2")
-    planned = {line.split()[0]: line for line in at(run, "plan", "1", *new).out.splitlines()}
-    assert planned["round-1/dpo-a"].split(maxsplit=2)[1:] == ["stale", "dpo.beta 0.1 → 0.2"]
-    assert planned["round-1/sft"].split()[1:] == ["done"]
-    assert planned["round-1/gate"].split()[1] == "stale"
-    before = snapshot(run)
-    refused = at(run, "round", "1", *new)
-    assert refused.code == 2
-    assert "round-1/dpo-a was made with other settings: dpo.beta 0.1 → 0.2" in refused.one_line()
-    assert snapshot(run) == before
-    redone = at(run, "round", "1", *new, "--redo-stale", "--from", "dpo-a", "--until", "dpo-a")
-    assert redone.code == 0, redone.err
-    old = before["runs/small/round-1/dpo-a/manifest.json"]
-    assert manifest(run, "round-1/dpo-a")["payload"]["settings"]["dpo"]["beta"] == 0.2
-    aside = list(published(run, ".replaced/round-1").glob("dpo-a-*/manifest.json"))
-    assert [path.read_bytes() for path in aside] == [old]
-
-
-def test_circumstances_make_nothing_stale(run: Path) -> None:
-    other = ("resources.threads=2", "sampling.shard_size=3", "title=another", "keep.policy=2")
-    ended = at(run, "plan", "1", *(part for one in other for part in ("--set", one)))
-    assert {line.split()[1] for line in ended.out.splitlines()} == {"done"}
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from posttrain.steps.lock import run_lock
-with run_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_process_is_told_who_works_on_the_run(run: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(published(run))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        for command in (("round", "1"), ("run",), ("gc",)):
-            ended = at(run, *command)
-            assert ended.code == 1
-            assert "another process works on this run (host " in ended.one_line()
-            assert f"process {holder.pid}," in ended.one_line()
-        # Reading is no work.
-        assert at(run, "plan", "1").code == 0
-    assert at(run, "round", "1").code == 0
-
-
-def test_gc_removes_what_keep_lets_go_and_the_run_goes_on(run: Path) -> None:
-    def weights() -> set[str]:
-        found = published(run).rglob("*.safetensors")
-        return {str(path.relative_to(published(run))) for path in found}
-
-    before, manifests = weights(), snapshot(run)
-    assert at(run, "gc", "--set", "keep.members=true").code == 0
-    kept_members = weights()
-    assert {name for name in before if "-a/" in name or "-b/" in name} <= kept_members
-    dry = at(run, "gc", "--dry-run")
-    assert weights() == kept_members
-    ended = at(run, "gc")
-    gone = before - weights()
-    assert gone == {
-        f"round-1/{name}/model/model.safetensors"
-        for name in ("rm-a", "rm-b", "sft-a", "sft-b", "dpo-a", "dpo-b")
-    } | (before - kept_members)
-    assert dry.out.replace("would remove", "removed") == ended.out
-    assert snapshot(run) == manifests
-    assert at(run, "gc").out == "0 files, 0.0 MiB\n"
-    assert at(run, "status", "--verify").code == 0
-    assert {line.split()[1] for line in at(run, "plan", "1").out.splitlines()} == {"done"}
-    assert at(run, "round", "1").code == 0
-    assert at(run, "round", "2").code == 3
-    assert at(run, "export", "--out", str(run / "model")).code == 0
-    again = at(run, "export", "--out", str(run / "model"))
-    assert again.code == 2
-    assert "already there; name a new folder" in again.one_line()
-    redo = at(
-        run,
-        "round",
-        "1",
-        "--from",
-        "sft",
-        "--redo-stale",
-        "--set",
-        "sft.average.method=weighted",
-        "--set",
-        "sft.average.weights={a: 2, b: 1}",
-    )
-    assert redo.code == 1
-    assert "were removed by posttrain gc" in redo.one_line()

@@ -15,6 +15,7 @@ from posttrain.rows import (
     Message,
     Preference,
     Prompt,
+    Split,
     Strength,
     Task,
     canonical_json,
@@ -212,7 +213,8 @@ def test_splits_have_the_shares_that_were_asked_for(dev: float, test: float) -> 
     num = 4000
     counts = Counter(split_of([user(f"question {i}")], dev, test) for i in range(num))
     # Five standard deviations of a binomial count.
-    for name, share in (("dev", dev), ("test", test), ("train", 1 - dev - test)):
+    shares: dict[Split, float] = {"dev": dev, "test": test, "train": 1 - dev - test}
+    for name, share in shares.items():
         assert abs(counts[name] / num - share) <= 5 * (share * (1 - share) / num) ** 0.5 + 1e-3
 
 

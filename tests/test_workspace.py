@@ -199,3 +199,20 @@ def test_only_a_files_own_public_functions_are_hooks(tmp_path: Path) -> None:
     functions = load_functions(path)
     assert list(functions) == ["verify"]
     assert functions["verify"](2).value == 3
+
+
+def test_a_distribution_brings_a_recipe_by_its_entry_point(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    package = write(Workspace(site), "my_chess/recipe.yaml", "{name: chess, k: 5}").parent
+    write(Workspace(site), "my_chess/__init__.py", "raise RuntimeError('looked up, not imported')")
+    about = "my_chess-1.0.dist-info"
+    write(Workspace(site), f"{about}/METADATA", "Metadata-Version: 2.1\nName: my-chess\nVersion: 1")
+    points = "[posttrain.recipes]\nchess = my_chess\nmath = my_chess\n"
+    write(Workspace(site), f"{about}/entry_points.txt", points)
+    monkeypatch.syspath_prepend(site)
+    found = find_recipe(workspace, "chess")
+    assert (found.origin, found.folder) == ("my-chess", package)
+    assert load_recipe_settings(workspace, "chess", {}).k == 5
+    assert find_recipe(workspace, "math").origin == "shipped"

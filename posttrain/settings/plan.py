@@ -20,7 +20,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class FileSource(Settings):
-    """Rows of a file in the workspace, or of a `datasets` id."""
+    """Rows of a file in the workspace."""
 
     type: Literal["file"] = "file"
     path: str
@@ -173,6 +173,10 @@ class Gate(Settings):
 
     tolerance: Share = 0.02
     """Largest accepted drop of the mean dev pass rate against the best round so far."""
+    min_eos_share: Share = 0.5
+    """Guard: share of sampled dev responses that must end by themselves."""
+    max_length_growth: Annotated[float, Field(gt=1)] = 3.0
+    """Guard: how many times as long as the last policy's a mean dev response may be."""
 
 
 class Tasks(Settings):

@@ -15,7 +15,6 @@ from posttrain.rows import Candidate, Prompt
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.sandbox import Sandbox
-from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.stages import MeasureStage
 from posttrain.statistics import Rate, mean_interval
 from posttrain.steps.output import WORK, Inputs, Output
@@ -36,7 +35,7 @@ def run(inputs: Inputs, settings: MeasureStage, out: Output) -> None:
     finally:
         engine.close()
     recipes = open_recipes(inputs.workspace, settings.recipes)
-    handle = StepHandle(Sandbox(SandboxLimits()), settings.seed)
+    handle = StepHandle(Sandbox(), settings.seed)
     rates: dict[str, Any] = {}
     rows = []
     for (split, mode), pairs in answered.items():

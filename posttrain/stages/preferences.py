@@ -14,7 +14,6 @@ from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
 from posttrain.sandbox import Sandbox
-from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.plan import SimulatedAnnotator
 from posttrain.settings.stages import PreferencesStage
 from posttrain.steps.output import Inputs, Output
@@ -73,7 +72,7 @@ def _answers(
     if not isinstance(settings.annotator, SimulatedAnnotator):
         return _answers_of_people(inputs, out)
     recipes = open_recipes(inputs.workspace, settings.recipes)
-    handle = StepHandle(Sandbox(SandboxLimits()), settings.seed)
+    handle = StepHandle(Sandbox(), settings.seed)
 
     def verify(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
         verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)

@@ -12,7 +12,6 @@ from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.responses import repetition
 from posttrain.rows import Candidate, Prompt, content_id
 from posttrain.sandbox import Sandbox
-from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.plan import Selection
 from posttrain.settings.stages import SelectStage
 from posttrain.steps.output import Inputs, Output
@@ -27,7 +26,7 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     verdicts = verify_all(
         open_recipes(inputs.workspace, settings.recipes),
         [(row, prompts[row.prompt_id]) for row in rows],
-        StepHandle(Sandbox(SandboxLimits()), 0),
+        StepHandle(Sandbox(), 0),
         inputs.resources.sandbox_workers,
     )
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)

@@ -9,13 +9,11 @@ from itertools import cycle, pairwise
 from pathlib import Path
 
 from posttrain.models.chat import control_tokens, load_tokenizer
-from posttrain.recipes import StepHandle, collect_prompts, open_recipes
+from posttrain.prompt_sources import gather_prompts
 from posttrain.responses import CONTROL_TOKEN, Draw, contains_any, plain_requests
 from posttrain.rows import Message, Prompt, Task, content_id, stable_seed
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
-from posttrain.sandbox import Sandbox
-from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.stages import TasksStage
 from posttrain.steps.output import WORK, Inputs, Output
 from posttrain.tables import read_json
@@ -23,20 +21,9 @@ from posttrain.tables import read_json
 
 def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
     """Write `tasks.jsonl`; answers are rows of `posttrain.rows.Judgment`."""
+    gathered = gather_prompts(inputs, settings, settings.round + 1, out)
     forbidden = control_tokens(load_tokenizer(inputs["base"]))
-    collected = collect_prompts(
-        settings.sources,
-        open_recipes(inputs.workspace, settings.recipes),
-        inputs.workspace,
-        StepHandle(Sandbox(SandboxLimits()), settings.seed),
-        round_number=settings.round + 1,
-        splits=settings.splits,
-        forbidden=forbidden,
-    )
-    out.reject(collected.rejects)
-    for prompt in collected.duplicates:
-        out.drop(prompt.id, "equal prompt")
-    prompts = [p for split in collected.by_split.values() for p in split]
+    prompts = [prompt for split in gathered.by_split.values() for prompt in split]
     prompts.sort(key=lambda p: content_id(p.id))
     pairs = _pairs(inputs, settings)
     answers: dict[tuple[str, str], str] = {}
@@ -57,8 +44,7 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
         models = _address(inputs[first]), _address(inputs[second])
         tasks.append(_task(prompt, texts, models, settings.round))
     out.write("tasks", tasks)
-    total = len(prompts) + len(collected.duplicates) + len(collected.rejects)
-    out.part("tasks", total, len(tasks))
+    out.part("tasks", gathered.rows_in, len(tasks))
 
 
 def _pairs(inputs: Inputs, settings: TasksStage) -> list[tuple[str, str]]:

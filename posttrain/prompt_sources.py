@@ -1,0 +1,110 @@
+"""The prompts of a round: read from files, asked of hooks, split by hash, unusable ones in the books.
+
+Knows sources, splits and what makes a prompt unusable. Where the prompts go is a stage's affair.
+
+    gathered = gather_prompts(inputs, settings, settings.round, out)
+    gathered.by_split["train"]
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.errors import BadInput, StepFailed
+from posttrain.hooks import PromptRequest
+from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
+from posttrain.models.folders import context_length
+from posttrain.recipes import Recipe, StepHandle, open_recipes
+from posttrain.rows import Prompt, Split, prompt_hash, split_of, stable_seed
+from posttrain.sandbox import Sandbox
+from posttrain.settings.plan import FileSource
+from posttrain.settings.stages import PromptsStage, TasksStage
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import read_table
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Usable prompts by split, and how many rows came in."""
+
+    by_split: dict[Split, list[Prompt]]
+    rows_in: int
+
+
+def gather_prompts(
+    inputs: Inputs, settings: PromptsStage | TasksStage, round_number: int, out: Output
+) -> Gathered:
+    """Every usable prompt of the sources; the first of equal prompts stays.
+
+    Raises:
+        BadInput: an unknown capability, or a file of which too large a share is malformed.
+        StepFailed: a `prompts` hook yielded something else.
+    """
+    tokenizer = load_tokenizer(inputs["base"], inputs.paths.get("template"))
+    recipes = open_recipes(inputs.workspace, settings.recipes)
+    forbidden = control_tokens(tokenizer)
+    handle = StepHandle(Sandbox(), settings.seed)
+    found: list[Prompt] = []
+    rejected = 0
+    for index, source in enumerate(settings.sources):
+        if isinstance(source, FileSource):
+            table = read_table(inputs.workspace.find(source.path), Prompt, forbidden)
+            table.check_share(inputs.resources.reject_share)
+            out.reject(table.rejects)
+            rejected += len(table.rejects)
+            found += table.rows
+        else:
+            seed = stable_seed(settings.seed, round_number, index, source.recipe)
+            request = PromptRequest(source.num, seed, round_number, source.options)
+            found += _from_hook(recipes, source.recipe, request, handle)
+    context = context_length(inputs["base"])
+    by_split: dict[Split, list[Prompt]] = {"train": [], "dev": [], "test": []}
+    seen: set[str] = set()
+    for prompt in found:
+        reason = _unusable(prompt, recipes, tokenizer, context)
+        key = prompt_hash(prompt.prompt)
+        if reason or key in seen:
+            out.drop(prompt.id, reason or "equal prompt")
+            continue
+        seen.add(key)
+        split = split_of(prompt.prompt, settings.splits.dev, settings.splits.test)
+        by_split[split].append(prompt.model_copy(update={"round": round_number}))
+    return Gathered(by_split, len(found) + rejected)
+
+
+def _from_hook(
+    recipes: Mapping[str, Recipe], name: str, request: PromptRequest, handle: StepHandle
+) -> Sequence[Prompt]:
+    if name not in recipes or "prompts" not in recipes[name].hooks:
+        raise BadInput(f"recipe {name}: its prompts hook is needed, but recipe.yaml names none")
+    prompts = []
+    for value in recipes[name].hooks["prompts"](request, handle):
+        try:
+            prompts.append(Prompt.model_validate(value))
+        except ValidationError as error:
+            raise StepFailed(
+                f"recipe {name}: prompts() yielded {type(value).__name__}, expected a Prompt "
+                f"({error.errors()[0]['msg']})"
+            ) from error
+    return prompts
+
+
+def _unusable(
+    prompt: Prompt,
+    recipes: Mapping[str, Recipe],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+) -> str | None:
+    """Why a prompt cannot be used; the part before the colon is counted."""
+    if prompt.capability not in recipes:
+        raise BadInput(
+            f"prompt {prompt.id}: capability {prompt.capability!r} is not in the plan's mix, "
+            f"which has {sorted(recipes)}"
+        )
+    longest = recipes[prompt.capability].settings.max_tokens
+    length = len(render_prompt(tokenizer, prompt.prompt, prompt.tools or ()))
+    if length + longest > context:
+        return f"too long: {length} tokens, and {longest} for a response, of {context}"
+    return None

@@ -1,0 +1,248 @@
+"""What people write: judgments that become preferences, and examples that are never held out."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.annotation import (
+    SimulatedPeople,
+    people_from,
+    preference_of,
+    similarity,
+    simulate,
+    task_prompt,
+)
+from posttrain.errors import BadInput
+from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task
+from posttrain.settings.plan import Resources, SimulatedAnnotator
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import write_rows
+from posttrain.training_data import human_examples
+from posttrain.workspace import Workspace, load_functions
+
+ROUNDS = Path(__file__).parent.parent / "rounds"
+PEOPLE = ROUNDS / "tiny" / "people.py"
+TEXTS = st.text("ab 12", min_size=1).filter(str.strip)
+
+
+def said(text: str) -> tuple[Message, ...]:
+    return (Message(role="assistant", content=text),)
+
+
+def task(a: str, b: str, number: int = 0, answer: str = "4") -> Task:
+    return Task.model_validate(
+        {
+            "id": f"t{number}",
+            "parents": (f"prompt{number}",),
+            "prompt": (Message(role="user", content=f"{number}+4=?"),),
+            "a": said(a),
+            "b": said(b),
+            "model_a": "round-1/dpo-a",
+            "model_b": "round-1/dpo-b",
+            "capability": "math",
+            "batch": "round-2",
+            "reference": {"answer": answer},
+        }
+    )
+
+
+def judgment(choice: str, **more: Any) -> Judgment:
+    strength = "better" if choice in "ab" else None
+    return Judgment.model_validate(
+        {"task": "t0", "choice": choice, "annotator": "ann", "strength": strength, **more}
+    )
+
+
+def people(**noise: Any) -> SimulatedPeople:
+    settings = SimulatedAnnotator(type="simulated", rules="people.py", **noise)
+    return people_from(load_functions(PEOPLE), settings)
+
+
+def contains_answer(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
+    return [prompt.reference["answer"] in candidate.response for candidate, prompt in pairs]
+
+
+@pytest.mark.parametrize(("choice", "best"), [("a", "four"), ("b", "five")])
+def test_the_chosen_side_is_better(choice: str, best: str) -> None:
+    row = preference_of(task("four", "five"), judgment(choice))
+    assert row is not None
+    assert row.ranking()[0][-1].content == best
+    assert row.strength is Strength.BETTER
+    assert (row.capability, row.batch) == ("math", "round-2")
+
+
+def test_a_preference_knows_its_judgment_its_task_and_its_prompt() -> None:
+    answer = judgment("a")
+    row = preference_of(task("four", "five"), answer)
+    assert row is not None
+    assert row.parents == (answer.id, "t0", "prompt0")
+
+
+@pytest.mark.parametrize("choice", ["tie", "skip"])
+def test_ties_and_skips_are_never_preferences(choice: str) -> None:
+    assert preference_of(task("four", "five"), judgment(choice)) is None
+
+
+def test_an_edit_ranks_first_and_an_edit_that_changes_nothing_is_none() -> None:
+    row = preference_of(task("four", "five"), judgment("a", edited=said("4")))
+    assert row is not None
+    assert [side[-1].content for side in row.ranking()] == ["4", "four", "five"]
+    same = preference_of(task("four", "five"), judgment("a", edited=said("four")))
+    assert same is not None
+    assert same.edited is None
+
+
+def test_an_answer_that_ranks_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="edited equals rejected"):
+        preference_of(task("four", "five"), judgment("a", edited=said("five")))
+    with pytest.raises(ValueError, match="equal"):
+        preference_of(task("four", "four"), judgment("a"))
+
+
+def test_people_without_noise_prefer_what_is_right_then_what_is_plain() -> None:
+    tasks = [
+        task("sure! 4", "5", 1),
+        task("5", "4", 2),
+        task("sure! 4", "4", 3),
+        task("4", "4", 4),
+        task("4", " 4" * 3, 5),
+    ]
+    answers = simulate(tasks, people(flip=0.0, edit=1.0), contains_answer, seed=0)
+    assert [answer.choice for answer in answers] == ["a", "b", "b", "tie", "a"]
+    assert [answer.strength for answer in answers] == [
+        Strength.SIGNIFICANTLY,
+        Strength.SIGNIFICANTLY,
+        Strength.BETTER,
+        None,
+        Strength.SLIGHTLY,
+    ]
+    assert answers[0].edited == said("4")
+    assert [answer.edited for answer in answers[1:]] == [None] * 4
+    flipped = simulate(tasks, people(flip=1.0, edit=1.0), contains_answer, seed=0)
+    assert [answer.choice for answer in flipped] == ["b", "a", "a", "tie", "b"]
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), max_size=12), st.integers(0, 99), st.randoms())
+def test_an_answer_depends_on_its_task_and_the_seed_alone(
+    texts: list[tuple[str, str]], seed: int, shuffle: random.Random
+) -> None:
+    tasks = [task(a, b, number) for number, (a, b) in enumerate(texts)]
+    known = {a.task: a for a in simulate(tasks, people(flip=0.5), contains_answer, seed)}
+    shuffle.shuffle(tasks)
+    some = tasks[: len(tasks) // 2]
+    for answer in simulate(some, people(flip=0.5), contains_answer, seed):
+        assert answer == known[answer.task]
+
+
+@given(TEXTS, TEXTS, st.sampled_from(["a", "b"]), st.none() | TEXTS)
+def test_every_judgment_is_a_valid_ranking_or_refused(
+    a: str, b: str, choice: str, edited: str | None
+) -> None:
+    answer = judgment(choice, edited=said(edited) if edited else None)
+    texts = {"a": a, "b": b}
+    worse = texts["b" if choice == "a" else "a"]
+    if a == b or edited == worse:
+        with pytest.raises(ValueError, match=r"equal"):
+            preference_of(task(a, b), answer)
+        return
+    row = preference_of(task(a, b), answer)
+    assert row is not None
+    ranked = [side[-1].content for side in row.ranking()]
+    assert ranked[-2:] == [texts[choice], worse]
+    assert len(set(ranked)) == len(ranked)
+
+
+def test_noise_has_the_shares_that_were_asked_for() -> None:
+    tasks = [task("sure! 4", "5", number) for number in range(2000)]
+    answers = simulate(tasks, people(flip=0.1, edit=0.3), contains_answer, seed=1)
+    flipped = sum(answer.choice == "b" for answer in answers) / 2000
+    edited = sum(answer.edited is not None for answer in answers) / 2000
+    assert abs(flipped - 0.1) < 5 * (0.1 * 0.9 / 2000) ** 0.5
+    assert abs(edited - 0.27) < 5 * (0.27 * 0.73 / 2000) ** 0.5
+
+
+def test_rules_without_the_functions_are_named(tmp_path: Path) -> None:
+    noise = SimulatedAnnotator(type="simulated", rules="people.py")
+    with pytest.raises(BadInput, match=r"people\.py: simulated people need a function edit\(\)"):
+        people_from({"utility": lambda prompt, text, passed: 0.0}, noise)
+
+
+def test_a_task_carries_what_a_verifier_needs() -> None:
+    prompt = task_prompt(task("4", "5", 7))
+    assert prompt.id == "prompt7"
+    assert prompt.reference == {"answer": "4"}
+
+
+@given(TEXTS, TEXTS)
+def test_similarity_is_one_only_for_equal_texts(a: str, b: str) -> None:
+    likeness = similarity(said(a), said(b))
+    assert 0 <= likeness <= 1
+    assert (likeness == 1) == (a == b)
+
+
+# ---------------------------------------------------------------- human-written examples
+
+
+def dialog(question: str, answer: str, **more: Any) -> dict[str, Any]:
+    turns = [("user", question), ("assistant", answer)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, "capability": "math", **more}
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    """A step that reads two files of examples and one held-out prompt in each split."""
+    held_out = tmp_path / "heldout"
+    for split, text in (("dev", "1+1=?"), ("test", "2+2=?")):
+        prompt = Prompt(prompt=(Message(role="user", content=text),), capability="math")
+        write_rows(held_out / f"{split}.jsonl", [prompt])
+    return Inputs(
+        paths={
+            "base": ROUNDS / "tiny" / "base",
+            "heldout": held_out,
+            "human:a": tmp_path / "a.jsonl",
+            "human:b": tmp_path / "b.jsonl",
+        },
+        workspace=Workspace(tmp_path),
+        resources=Resources(reject_share=0.5),
+        machine=tmp_path / "machine.json",
+    )
+
+
+def test_examples_of_held_out_prompts_are_dropped_also_when_steered(inputs: Inputs) -> None:
+    steered = dialog(" 2+2=?\n", "4", id="steered")
+    steered["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    rows = [dialog("1+1=?", "2", id="held"), steered, dialog("3+3=?", "6", id="mine")]
+    write_rows(inputs["human:a"], rows)
+    write_rows(inputs["human:b"], [dialog("4+4=?", "8", id="mine"), dialog("5+5=?", "10", id="x")])
+    with inputs["human:b"].open("a") as file:
+        file.write('{"messages": []}\n')
+    out = Output(inputs["heldout"].parent / "out", lambda done, total: None)
+    assert [row.id for row in human_examples(inputs, out)] == ["mine", "x"]
+    books = out.close()
+    assert books["funnel"][0] == {
+        "name": "human",
+        "rows_in": 6,
+        "rows_out": 2,
+        "dropped": {"belongs to dev or test": 2, "duplicate id": 1, "malformed": 1},
+        "changed": {},
+    }
+    dropped = [json.loads(line) for line in (out.path / "dropped.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in dropped if "file" in row] == ["b.jsonl:3"]
+
+
+def test_too_many_malformed_examples_stop(inputs: Inputs) -> None:
+    write_rows(inputs["human:a"], [dialog("3+3=?", "6"), {}, {"messages": 3}])
+    write_rows(inputs["human:b"], [])
+    out = Output(inputs["heldout"].parent / "out", lambda done, total: None)
+    with pytest.raises(BadInput, match=r"a\.jsonl: 2 of 3 rows are malformed"):
+        human_examples(inputs, out)
+    lenient = replace(inputs, resources=Resources(reject_share=0.7))
+    assert len(human_examples(lenient, out)) == 1
