@@ -10,6 +10,7 @@ from typing import Any
 
 from posttrain.controller import Run
 from posttrain.errors import BadInput
+from posttrain.steps.manifest import check_sizes
 
 _COLUMNS = (
     "capability source level model seed system_id finish_reason num_tokens score passed grade "
@@ -60,6 +61,7 @@ def _occurrences(run: Run) -> dict[str, list[dict[str, Any]]]:
         manifest = run.folder.manifest(step)
         if manifest is None:
             continue
+        check_sizes(run.folder.path(step), manifest)
         for table in manifest.rows:
             path = run.folder.path(step) / f"{table}.jsonl"
             for row in _rows(path):

@@ -21,6 +21,7 @@ from posttrain.settings.stages import (
     CurateStage,
     DpoStage,
     GateStage,
+    HumanStage,
     MeasureRewardStage,
     MeasureStage,
     PreferencesStage,
@@ -45,6 +46,7 @@ from posttrain.workspace import (
 # Raised when a kind of step changes what it writes for the same settings.
 VERSIONS = {
     "prompts": 1,
+    "human": 1,
     "preferences": 1,
     "reward": 1,
     "sft": 1,
@@ -164,14 +166,14 @@ def _bootstrap(b: _Builder) -> None:
         files={**b.base, **b.template, **b.data(sources), **b.hooks()},
     )
     b.measure("round-0/measure-base", {"files": {"model": b.base["base"]}})
-    human = {f"human:{path}": b.workspace.find(path) for path in plan.bootstrap.human}
+    human = _human(b, 0, plan.bootstrap.human)
     first = next(iter(plan.sft.variants))
     policy = b.add(
         "round-0/bootstrap",
         "sft",
         SftStage(sft=plan.sft.variant(first)),
-        inputs={"heldout": b.steps["round-0/heldout"]},
-        files={**b.base, **b.template, **human},
+        inputs={"examples": human},
+        files={**b.base, **b.template},
     )
     measured = b.measure("round-0/measure", {"inputs": {"model": policy}})
     gate = GateStage(round=0, gate=plan.gate, candidate=policy.address)
@@ -180,10 +182,16 @@ def _bootstrap(b: _Builder) -> None:
         _tasks(b, 0, plan.bootstrap.tasks, policy, {})
 
 
+def _human(b: _Builder, number: int, paths: tuple[str, ...]) -> Step:
+    """The step that checks the human-written examples of a round."""
+    human = {f"human:{path}": b.workspace.find(path) for path in paths}
+    settings = HumanStage(splits=b.plan.splits)
+    return b.add(f"round-{number}/human", "human", settings, files={**b.base, **human})
+
+
 def _round(b: _Builder, number: int) -> None:
     plan, at = b.plan, f"round-{number}"
     data = plan.rounds[number - 1]
-    heldout = b.steps["round-0/heldout"]
     before = b.steps[f"round-{number - 1}/gate"]
     # Round 0's gate has no choice to make, so its model is known before it runs.
     policy: dict[str, Any] = (
@@ -233,7 +241,7 @@ def _round(b: _Builder, number: int) -> None:
         files={**judge, **b.hooks()},
     )
     curate = _curate(b, number, score, select)
-    sft = _members(b, at, "sft", plan.sft, {"curate": curate, "heldout": heldout}, b.base)
+    sft = _members(b, at, "sft", plan.sft, {"examples": curate}, b.base)
     dpo_inputs = {"preferences": b.steps[f"{at}/preferences"], "sft": sft}
     dpo = _members(b, at, "dpo", plan.dpo, dpo_inputs, {})
     measured = b.measure(f"{at}/measure", {"inputs": {"model": dpo}})
@@ -298,15 +306,17 @@ def _reward(b: _Builder, at: str, batches: Mapping[str, Step]) -> Step:
 def _curate(b: _Builder, number: int, score: Step, select: Step) -> Step:
     plan = b.plan
     pipeline = load_pipeline(b.workspace, plan.pipeline)
-    paths = [*plan.bootstrap.human, *(p for r in plan.rounds[:number] for p in r.human)]
-    human = {f"human:{path}": b.workspace.find(path) for path in dict.fromkeys(paths)}
+    if plan.rounds[number - 1].human:
+        _human(b, number, plan.rounds[number - 1].human)
+    places = (f"round-{n}/human" for n in range(number + 1))
+    human = {f"human:{place}": b.steps[place] for place in places if place in b.steps}
     rules = {"data_quality": b.workspace.find("data_quality")}
     return b.add(
         f"round-{number}/curate",
         "curate",
         CurateStage(round=number, seed=plan.seed, pipeline=pipeline, mix=plan.mix),
-        inputs={"score": score, "select": select, "heldout": b.steps["round-0/heldout"]},
-        files={**b.base, **human, **rules},
+        inputs={"score": score, "select": select, "heldout": b.steps["round-0/heldout"], **human},
+        files=rules,
     )
 
 

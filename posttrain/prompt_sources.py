@@ -1,4 +1,4 @@
-"""The prompts of a round: read from files, asked of hooks, split by hash, unusable ones in the books.
+"""The prompts of a round: from files and hooks, split by hash, unusable ones in the books.
 
 Knows sources, splits and what makes a prompt unusable. Where the prompts go is a stage's affair.
 
@@ -16,7 +16,7 @@ from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import PromptRequest
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import context_length
-from posttrain.recipes import Recipe, StepHandle, open_recipes
+from posttrain.recipes import Recipe, StepHandle, blamed, open_recipes
 from posttrain.rows import Prompt, Split, prompt_hash, split_of, stable_seed
 from posttrain.sandbox import Sandbox
 from posttrain.settings.plan import FileSource
@@ -79,8 +79,10 @@ def _from_hook(
 ) -> Sequence[Prompt]:
     if name not in recipes or "prompts" not in recipes[name].hooks:
         raise BadInput(f"recipe {name}: its prompts hook is needed, but recipe.yaml names none")
+    with blamed(f"recipe {name}: prompts()"):
+        values = list(recipes[name].hooks["prompts"](request, handle))
     prompts = []
-    for value in recipes[name].hooks["prompts"](request, handle):
+    for value in values:
         try:
             prompts.append(Prompt.model_validate(value))
         except ValidationError as error:

@@ -7,8 +7,9 @@ Knows how to call a hook and what to do when it misbehaves. Finding recipe folde
     verdicts = verify_all(recipes, pairs, handle, workers=2)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,22 @@ def open_recipes(workspace: Workspace, settings: Mapping[str, RecipeSettings]) -
     return opened
 
 
+@contextmanager
+def blamed(where: str) -> Iterator[None]:
+    """Name the hook in whatever its code raises.
+
+    Raises:
+        StepFailed: the hook raised something that is no error of ours.
+    """
+    try:
+        yield
+    except PosttrainError:
+        raise
+    # A hook is somebody else's code, so anything may come out of it.
+    except Exception as error:
+        raise StepFailed(f"{where} raised {type(error).__name__}: {error}") from error
+
+
 def verify_all(
     recipes: Mapping[str, Recipe],
     pairs: Sequence[tuple[Candidate, Prompt]],
@@ -123,13 +140,8 @@ def verify_all(
         if hook is None:
             return None
         where = f"recipe {prompt.capability}: verify() of row {candidate.id}"
-        try:
+        with blamed(where):
             verdict = hook(candidate, prompt, handle)
-        except PosttrainError:
-            raise
-        # A hook is somebody else's code: whatever it raises must come back with its name.
-        except Exception as error:
-            raise StepFailed(f"{where} raised {type(error).__name__}: {error}") from error
         if not isinstance(verdict, Verdict):
             raise StepFailed(f"{where} answered {type(verdict).__name__}, expected a Verdict")
         return verdict
@@ -149,6 +161,7 @@ def evaluate_all(
         mine = [pair for pair in pairs if pair[1].capability == name]
         if "evaluate" in recipe.hooks and mine:
             candidates, prompts = zip(*mine, strict=True)
-            named = recipe.hooks["evaluate"](candidates, prompts, handle)
-            measures[name] = {str(key): float(value) for key, value in named.items()}
+            with blamed(f"recipe {name}: evaluate()"):
+                named = recipe.hooks["evaluate"](candidates, prompts, handle)
+                measures[name] = {str(key): float(value) for key, value in named.items()}
     return measures

@@ -100,8 +100,13 @@ def prompt_hash(prompt: Sequence[Message]) -> str:
 
 
 def split_of(prompt: Sequence[Message], dev_share: float, test_share: float) -> Split:
-    """Which of train, dev and test a prompt belongs to, from its hash alone."""
-    place = int(prompt_hash(prompt)[:8], 16) / 0x1_0000_0000
+    """Which of train, dev and test a prompt belongs to, from the hash of its first turn alone.
+
+    Every turn of a dialog falls into one split, so a longer dialog cannot carry a test prompt
+    into training.
+    """
+    opening = [m for m in prompt if m.role != "system"][:1]
+    place = int(prompt_hash(opening)[:8], 16) / 0x1_0000_0000
     if place < test_share:
         return "test"
     return "dev" if place < test_share + dev_share else "train"

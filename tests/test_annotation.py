@@ -20,11 +20,12 @@ from posttrain.annotation import (
     task_prompt,
 )
 from posttrain.errors import BadInput
-from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task
-from posttrain.settings.plan import Resources, SimulatedAnnotator
+from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task, split_of
+from posttrain.settings.plan import Resources, SimulatedAnnotator, Splits
+from posttrain.settings.stages import HumanStage
+from posttrain.stages.human import run
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import write_rows
-from posttrain.training_data import human_examples
 from posttrain.workspace import Workspace, load_functions
 
 ROUNDS = Path(__file__).parent.parent / "rounds"
@@ -196,17 +197,26 @@ def dialog(question: str, answer: str, **more: Any) -> dict[str, Any]:
     return {"messages": messages, "capability": "math", **more}
 
 
+SPLITS = Splits(dev=0.3, test=0.3)
+
+
+def question_of(split: str) -> str:
+    """A sum whose hash belongs to a split."""
+    texts = (f"{n}+{n}=?" for n in range(100))
+    return next(
+        text
+        for text in texts
+        if split_of((Message(role="user", content=text),), SPLITS.dev, SPLITS.test) == split
+    )
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> Inputs:
-    """A step that reads two files of examples and one held-out prompt in each split."""
-    held_out = tmp_path / "heldout"
-    for split, text in (("dev", "1+1=?"), ("test", "2+2=?")):
-        prompt = Prompt(prompt=(Message(role="user", content=text),), capability="math")
-        write_rows(held_out / f"{split}.jsonl", [prompt])
+    """A step that reads two files of examples."""
+    (tmp_path / "out").mkdir()
     return Inputs(
         paths={
             "base": ROUNDS / "tiny" / "base",
-            "heldout": held_out,
             "human:a": tmp_path / "a.jsonl",
             "human:b": tmp_path / "b.jsonl",
         },
@@ -216,33 +226,51 @@ def inputs(tmp_path: Path) -> Inputs:
     )
 
 
+def read(inputs: Inputs) -> tuple[list[str], dict[str, Any], list[dict[str, Any]]]:
+    """Ids of the examples that stay, the funnel, and the dropped rows."""
+    folder = inputs["human:a"].parent / "out"
+    out = Output(folder, lambda done, total: None)
+    run(inputs, HumanStage(splits=SPLITS), out)
+    funnel = out.close()["funnel"][0]
+    kept, dropped = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "dropped")
+    )
+    return [row["id"] for row in kept], funnel, dropped
+
+
 def test_examples_of_held_out_prompts_are_dropped_also_when_steered(inputs: Inputs) -> None:
-    steered = dialog(" 2+2=?\n", "4", id="steered")
+    test, dev, train = (question_of(split) for split in ("test", "dev", "train"))
+    steered = dialog(f" {test}\n", "4", id="steered")
     steered["messages"].insert(0, {"role": "system", "content": "Be brief."})
-    rows = [dialog("1+1=?", "2", id="held"), steered, dialog("3+3=?", "6", id="mine")]
+    longer = dialog(test, "4", id="longer")
+    longer["messages"] += dialog(train, "5")["messages"]
+    rows = [dialog(dev, "2", id="held"), steered, longer, dialog(train, "6", id="mine")]
     write_rows(inputs["human:a"], rows)
-    write_rows(inputs["human:b"], [dialog("4+4=?", "8", id="mine"), dialog("5+5=?", "10", id="x")])
+    write_rows(inputs["human:b"], [dialog(train, "8", id="mine"), dialog(train, "10", id="x")])
     with inputs["human:b"].open("a") as file:
         file.write('{"messages": []}\n')
-    out = Output(inputs["heldout"].parent / "out", lambda done, total: None)
-    assert [row.id for row in human_examples(inputs, out)] == ["mine", "x"]
-    books = out.close()
-    assert books["funnel"][0] == {
+    kept, funnel, dropped = read(inputs)
+    assert kept == ["mine", "x"]
+    assert funnel == {
         "name": "human",
-        "rows_in": 6,
+        "rows_in": 7,
         "rows_out": 2,
-        "dropped": {"belongs to dev or test": 2, "duplicate id": 1, "malformed": 1},
+        "dropped": {
+            "belongs to dev": 1,
+            "belongs to test": 2,
+            "duplicate id": 1,
+            "malformed": 1,
+        },
         "changed": {},
     }
-    dropped = [json.loads(line) for line in (out.path / "dropped.jsonl").read_text().splitlines()]
     assert [row["id"] for row in dropped if "file" in row] == ["b.jsonl:3"]
 
 
 def test_too_many_malformed_examples_stop(inputs: Inputs) -> None:
-    write_rows(inputs["human:a"], [dialog("3+3=?", "6"), {}, {"messages": 3}])
+    write_rows(inputs["human:a"], [dialog(question_of("train"), "6"), {}, {"messages": 3}])
     write_rows(inputs["human:b"], [])
-    out = Output(inputs["heldout"].parent / "out", lambda done, total: None)
     with pytest.raises(BadInput, match=r"a\.jsonl: 2 of 3 rows are malformed"):
-        human_examples(inputs, out)
+        read(inputs)
     lenient = replace(inputs, resources=Resources(reject_share=0.7))
-    assert len(human_examples(lenient, out)) == 1
+    assert len(read(lenient)[0]) == 1

@@ -63,7 +63,6 @@ def test_which_plan(workspace: Path) -> None:
         (["resources.min_free_gib=1e9"], "resources.min_free_gib asks for"),
         pytest.param(
             ["rounds.0.prompts=[5]"], "rounds.0.prompts.0",
-            marks=pytest.mark.xfail(strict=True, reason="a source that is a number"),
         ),
         (["title=[1"], "the value is no valid YAML"),
     ],
@@ -222,7 +221,6 @@ def test_too_many_malformed_rows_publish_nothing(run: Path) -> None:
     assert "round-2/preferences      to run" in at(run, "plan", "2", *SKIP_TASKS).out
 
 
-@pytest.mark.xfail(strict=True, reason="only check, not a step, looks at the share of prompts")
 def test_malformed_prompts_stop_a_step_past_the_share(run: Path) -> None:
     prompt = {"prompt": [{"role": "user", "content": "1+1=?"}], "capability": "math"}
     write_lines(run / "data" / "prompts.jsonl", [prompt, b"{", {**prompt, "prompt": []}])
@@ -233,16 +231,21 @@ def test_malformed_prompts_stop_a_step_past_the_share(run: Path) -> None:
     assert not published(run, "round-1/tasks").exists()
 
 
-def test_a_prompt_longer_than_the_context_is_named(run: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_dropped_and_counted(run: Path) -> None:
     prompt = [{"role": "user", "content": "7" * 600}]
     row = {"id": "long", "prompt": prompt, "capability": "math"}
+    short = {**row, "id": "short", "prompt": [{"role": "user", "content": "7+7=?"}]}
     write_lines(run / "data" / "long.jsonl", [row])
     tasks = ("--set", "rounds.0.tasks=[{path: data/long.jsonl}]", "--redo-stale")
     ended = at(run, "round", "1", "--from", "tasks", *tasks)
     assert ended.code == 2
-    assert "long" in ended.one_line()
-    assert "exceed the model's context of 256 tokens; shorten the prompt" in ended.one_line()
+    assert "of 1 prompts none is left to make a task of" in ended.one_line()
     assert not published(run, "round-1/tasks").exists()
+    write_lines(run / "data" / "long.jsonl", [row, short])
+    assert at(run, "round", "1", "--from", "tasks", *tasks).code == 0
+    assert manifest(run, "round-1/tasks")["funnel"][0]["dropped"] == {"too long": 1}
+    dropped = (published(run, "round-1/tasks") / "dropped.jsonl").read_text()
+    assert "and 24 for a response, of 256" in dropped
 
 
 def test_people_are_waited_for_and_their_answers_continue_the_round(run: Path) -> None:

@@ -40,7 +40,9 @@ class HookSource(Settings):
 
 def _source_type(value: Any) -> str:
     """A source without a type is a file."""
-    return str(value.get("type", "file") if isinstance(value, dict) else value.type)
+    if isinstance(value, HookSource):
+        return "hook"
+    return str(value.get("type", "file")) if isinstance(value, dict) else "file"
 
 
 Source = Annotated[
@@ -96,6 +98,8 @@ class FileAnnotator(Settings):
     """People: their answers come as a file; until it is there the round waits (exit code 3)."""
 
     type: Literal["file"] = "file"
+    min_answered: Share = 1.0
+    """Share of the tasks that must be answered, skips and ties included, before a round goes on."""
 
 
 class SimulatedAnnotator(Settings):

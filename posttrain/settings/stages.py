@@ -37,6 +37,12 @@ class PromptsStage(Settings):
     recipes: Recipes
 
 
+class HumanStage(Settings):
+    """Check human-written examples."""
+
+    splits: Splits
+
+
 class PreferencesStage(Settings):
     """Turn the answers to tasks, and a plan's own files, into checked preferences."""
 

@@ -7,7 +7,7 @@ Defaults are the paper's where it names a value (sections 4.1.2 to 4.1.5) and ou
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from posttrain.settings.base import Settings, parse
 
@@ -77,11 +77,20 @@ class TrainingSettings(Settings):
                 raise ValueError(f"variants.{name}.{wrong[0]}: unknown key; known: {sorted(known)}")
             merged = {**self.model_dump(exclude={"variants"}), **differences}
             if differences:
-                type(self).model_validate({**merged, "variants": {name: {}}, "average": {}})
+                try:
+                    type(self).model_validate({**merged, "variants": {name: {}}, "average": {}})
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    place = ".".join(str(part) for part in first["loc"])
+                    raise ValueError(
+                        f"variants.{name}.{place}: {first['msg']} (got {first['input']!r})"
+                    ) from None
         if self.average.method == "weighted" and set(self.average.weights) != set(self.variants):
             raise ValueError(
                 f"average.weights: expected one weight for each of {sorted(self.variants)}"
             )
+        if self.average.method == "weighted" and sum(self.average.weights.values()) == 0:
+            raise ValueError("average.weights: at least one must be above 0")
         return self
 
 

@@ -8,7 +8,6 @@ from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.stages import CurateStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
-from posttrain.training_data import held_out_prompts, human_examples
 from posttrain.workspace import load_functions
 
 _CACHE = ".embeddings"
@@ -17,7 +16,16 @@ _CACHE = ".embeddings"
 
 def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
     """Write `train.jsonl`; every row that did not get there stands in `dropped.jsonl`."""
-    human = human_examples(inputs, out)
+    human = [
+        row
+        for folder in inputs.named("human:").values()
+        for row in load_rows(folder / "train.jsonl", Example)
+    ]
+    heldout = [
+        prompt
+        for split in ("dev", "test")
+        for prompt in load_rows(inputs["heldout"] / f"{split}.jsonl", Prompt)
+    ]
     chosen = [
         *load_rows(inputs["select"] / "selected.jsonl", Candidate),
         *load_rows(inputs["score"] / "earlier.jsonl", Candidate),
@@ -31,7 +39,7 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
         settings.pipeline,
         CurationTools(
             rules=load_functions(inputs["data_quality"] / "rules.py"),
-            heldout=held_out_prompts(inputs),
+            heldout=heldout,
             shares=settings.mix,
             embed=embedder.embed,
             seed=settings.seed,

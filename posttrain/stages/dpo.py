@@ -1,10 +1,10 @@
 """Trains one member of the DPO model, on the SFT model, with the latest preferences (4.1.4)."""
 
+from posttrain.preference_rows import strong_preferences
 from posttrain.settings.stages import DpoStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.training.circumstances import keep_books, training_job
 from posttrain.training.dpo import train_dpo
-from posttrain.training_data import strong_preferences
 
 
 def run(inputs: Inputs, settings: DpoStage, out: Output) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from posttrain.annotation import people_from, preference_of, similarity, simulate
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, WaitingForPeople
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
 from posttrain.sandbox import Sandbox
-from posttrain.settings.plan import SimulatedAnnotator
+from posttrain.settings.plan import FileAnnotator, SimulatedAnnotator
 from posttrain.settings.stages import PreferencesStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_table
@@ -70,7 +70,7 @@ def _answers(
     inputs: Inputs, settings: PreferencesStage, tasks: Sequence[Task], out: Output
 ) -> tuple[list[Judgment], int]:
     if not isinstance(settings.annotator, SimulatedAnnotator):
-        return _answers_of_people(inputs, out)
+        return _answers_of_people(inputs, settings.annotator, tasks, out)
     recipes = open_recipes(inputs.workspace, settings.recipes)
     handle = StepHandle(Sandbox(), settings.seed)
 
@@ -82,12 +82,31 @@ def _answers(
     return simulate(tasks, people, verify, settings.seed), 0
 
 
-def _answers_of_people(inputs: Inputs, out: Output) -> tuple[list[Judgment], int]:
+def _answers_of_people(
+    inputs: Inputs, annotator: FileAnnotator, tasks: Sequence[Task], out: Output
+) -> tuple[list[Judgment], int]:
     forbidden = control_tokens(load_tokenizer(inputs["base"]))
     table = read_table(inputs["answers"], Judgment, forbidden)
     table.check_share(inputs.resources.reject_share)
     out.reject(table.rejects)
-    return table.rows, len(table.rejects)
+    known = {task.id for task in tasks}
+    for row in table.rows:
+        if row.task not in known:
+            raise BadInput(
+                f"judgment {row.id} answers task {row.task}, which this run never published; do "
+                "the answers belong to another plan or round?"
+            )
+    answered = {row.task for row in table.rows}
+    missing = [task.id for task in tasks if task.id not in answered]
+    if len(missing) > (1 - annotator.min_answered) * len(tasks):
+        raise WaitingForPeople(
+            f"{inputs['answers']} answers {len(tasks) - len(missing)} of {len(tasks)} tasks, "
+            f"annotator.min_answered asks for {annotator.min_answered:.0%}; the next without an "
+            f"answer is {missing[0]}"
+        )
+    for task_id in missing:
+        out.drop(task_id, "unanswered")
+    return table.rows, len(table.rejects) + len(missing)
 
 
 def _from_judgments(
@@ -95,12 +114,7 @@ def _from_judgments(
 ) -> list[Preference]:
     found = []
     for judgment in judgments:
-        task = tasks.get(judgment.task)
-        if task is None:
-            raise BadInput(
-                f"judgment {judgment.id} answers task {judgment.task}, which this run never "
-                "published; do the answers belong to another plan or round?"
-            )
+        task = tasks[judgment.task]
         try:
             row = preference_of(task, judgment)
         except ValidationError as error:

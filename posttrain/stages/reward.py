@@ -1,10 +1,10 @@
 """Trains one member of the reward model, from the base, on all batches so far (4.1.2)."""
 
+from posttrain.preference_rows import strong_preferences
 from posttrain.settings.stages import RewardStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.training.circumstances import keep_books, training_job
 from posttrain.training.reward import train_reward
-from posttrain.training_data import strong_preferences
 
 
 def run(inputs: Inputs, settings: RewardStage, out: Output) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 
+from posttrain.errors import BadInput
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.prompt_sources import gather_prompts
 from posttrain.responses import CONTROL_TOKEN, Draw, contains_any, plain_requests
@@ -43,6 +44,10 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
             continue
         models = _address(inputs[first]), _address(inputs[second])
         tasks.append(_task(prompt, texts, models, settings.round))
+    if not tasks:
+        raise BadInput(
+            f"of {gathered.rows_in} prompts none is left to make a task of; name more prompts"
+        )
     out.write("tasks", tasks)
     out.part("tasks", gathered.rows_in, len(tasks))
 

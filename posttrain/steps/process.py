@@ -54,7 +54,9 @@ class Worker:
                 if answer["event"] == "done":
                     return
                 if answer["event"] == "error":
-                    raise _error(answer["kind"], answer["message"])
+                    message = str(answer["message"])
+                    named = message.startswith(job.address)
+                    raise _error(answer["kind"], message if named else f"{job.address}: {message}")
                 on_progress(answer["done"], answer["total"])
         except BrokenPipeError:
             pass
