@@ -245,7 +245,7 @@ def test_a_prompt_longer_than_the_context_is_dropped_and_counted(run: Path) -> N
     assert at(run, "round", "1", "--from", "tasks", *tasks).code == 0
     assert manifest(run, "round-1/tasks")["funnel"][0]["dropped"] == {"too long": 1}
     dropped = (published(run, "round-1/tasks") / "dropped.jsonl").read_text()
-    assert "and 24 for a response, of 256" in dropped
+    assert "for a response, of 256" in dropped
 
 
 def test_people_are_waited_for_and_their_answers_continue_the_round(run: Path) -> None:
