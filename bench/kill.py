@@ -226,7 +226,7 @@ def main() -> None:
         while len(kills) < options.kills:
             runs += 1
             workspace = small_workspace(base / f"run-{runs}", options.rounds, options.prompts)
-            life = (2.0, max(8.0, seconds / 4))
+            life = (2.0, max(8.0, 0.45 * seconds))
             kills += run_with_kills(workspace, rng, options.kills - len(kills), life)
             found = weights(workspace)
             assert found == expected, [k for k in expected if found.get(k) != expected[k]]
