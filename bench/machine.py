@@ -1,6 +1,8 @@
 """What a figure was measured on: processor, cores, memory, versions.
 
-describe()   # {"processor": "AMD EPYC …", "cores": 2, …}
+Versions come from the running environment.
+
+    describe()   # {"processor": "AMD EPYC …", "cores": 2, …}
 """
 
 import json

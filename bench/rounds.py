@@ -1,6 +1,8 @@
 """Runs the six rounds of the tiny plan in a fresh workspace and keeps the figures.
 
-python -m bench.rounds --seed 0
+Time, memory of all processes together, and the pass rates of each round.
+
+    python -m bench.rounds --seed 0
 """
 
 import argparse

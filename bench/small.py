@@ -1,6 +1,8 @@
 """A workspace with a cut-down tiny plan, for measurements and tests that run whole rounds.
 
-workspace = small_workspace(Path("/tmp/small"), rounds=2, num_prompts=24)
+The same steps and files as the tiny plan, with fewer prompts and one thread.
+
+    workspace = small_workspace(Path("/tmp/small"), rounds=2, num_prompts=24)
 """
 
 import shutil

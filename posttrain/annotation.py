@@ -59,6 +59,7 @@ def task_prompt(task: Task) -> Prompt:
     return Prompt(
         id=task.parents[0] if task.parents else task.id,
         prompt=task.prompt,
+        tools=task.tools,
         capability=task.capability,
         reference=extra.get("reference", {}),
         level=extra.get("level"),
@@ -72,6 +73,7 @@ def as_candidate(task: Task, side: str) -> Candidate:
         id=f"{task.id}/{side}",
         prompt_id=task.id,
         messages=(*task.prompt, *response),
+        tools=task.tools,
         seed=0,
         finish_reason="stop",
         num_tokens=0,
@@ -127,6 +129,7 @@ def preference_of(task: Task, judgment: Judgment) -> Preference | None:
         chosen=chosen,
         rejected=rejected,
         edited=edited,
+        tools=task.tools,
         strength=judgment.strength,
         capability=task.capability,
         batch=task.batch,

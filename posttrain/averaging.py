@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import safe_open
 
-from posttrain.errors import BadInput, Damaged
+from posttrain.errors import BadInput, Damaged, GuardFailed
 from posttrain.models.folders import (
     ADAPTER_FILE,
     INDEX_FILE,
@@ -28,6 +28,7 @@ from posttrain.models.folders import (
     Tensor,
     read_config,
     read_tensors,
+    ties_embeddings,
     weight_files,
 )
 
@@ -36,6 +37,8 @@ BLOCK_ELEMENTS = 4_000_000
 MAX_SHARD_BYTES = 5_000_000_000
 FLOATS = {"F64", "F32", "F16", "BF16"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
+TIED = ("embed_tokens.weight", "lm_head.weight")
+"""How the names of the tensors end that `tie_word_embeddings` makes one."""
 INCIDENTAL_KEYS = ("_name_or_path", "transformers_version")
 """Keys of a configuration that say where a model comes from, not what it is."""
 
@@ -71,6 +74,7 @@ def average_models(
     Raises:
         BadInput: members do not fit together, or a member is an adapter; says which and where.
         Damaged: a member's tensor holds NaN or infinity, or its file is truncated.
+        GuardFailed: the configuration ties two tensors that differ in the result.
     """
     shares = _shares(members, weights)
     tensors = [_read_member(member) for member in members]
@@ -96,6 +100,7 @@ def average_models(
         index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         (out / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
     _copy_other_files(members[0], out)
+    _check_tied(out)
     return AverageReport(
         num_members=len(members),
         num_tensors=len(tensors[0]),
@@ -227,6 +232,27 @@ def _write_mean(
         assert total is not None
         mean = total.div_(sum(shares)).to(dtype).contiguous()
         stream.write(mean.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _check_tied(folder: Path) -> None:
+    """Tied weights that are stored twice must be equal; loading would drop one of them unseen."""
+    if not ties_embeddings(folder):
+        return
+    tensors = read_tensors(folder)
+    pair = [name for name in sorted(tensors) if name.endswith(TIED)]
+    if len(pair) < 2:
+        return
+    with contextlib.ExitStack() as stack:
+        files = _open_all(stack, tensors)
+        one, other = (files[tensors[name].file].get_slice(name) for name in pair)
+        for rows in _blocks(tensors[pair[0]].shape):
+            if tensors[pair[0]].shape != tensors[pair[1]].shape or not torch.equal(
+                one[rows], other[rows]
+            ):
+                raise GuardFailed(
+                    f"{folder}: config.json ties {pair[0]} and {pair[1]}, but they differ; set "
+                    "tie_word_embeddings to false in the members, or train them with tied weights"
+                )
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:

@@ -1,6 +1,8 @@
 """The model card of an exported policy: what it was made from, and how it measured.
 
-model_card(run, "round-6/dpo", manifest)
+Knows what a reader of a model needs; reads manifests and rates, never weights.
+
+    model_card(run, "round-6/dpo", manifest)
 """
 
 from posttrain.controller import Run
@@ -24,7 +26,7 @@ def model_card(run: Run, address: str, manifest: Manifest) -> str:
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        "tags: [posttrain, dpo]",
+        f"tags: [posttrain, {'sft' if address.endswith('bootstrap') else 'dpo'}]",
         "---",
         "",
         f"# {run.plan.title or run.name}: {address}",

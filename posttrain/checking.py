@@ -1,21 +1,25 @@
 """`posttrain check`: resolves everything a plan names and runs nothing.
 
-check_run(run)   # {"steps": "118 steps in 6 rounds", …}
+Loads templates, hooks, rules and headers of weights; never a model.
+
+    check_run(run)   # {"steps": "120 in 6 rounds", …}
 """
 
 import shutil
 
+from posttrain import judging, sandbox
+from posttrain.annotation import people_from
 from posttrain.controller import Run
+from posttrain.embedding import embedder_folder
 from posttrain.errors import BadInput
 from posttrain.models.chat import control_tokens, load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, context_length
 from posttrain.recipes import open_recipes
-from posttrain.responses import render_template
+from posttrain.responses import steering_prompts
 from posttrain.rows import Example, Message, Preference, Prompt
-from posttrain.settings.plan import FileSource, Source
+from posttrain.settings.plan import FileSource, SimulatedAnnotator, SimulatedJudge, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (
-    find_recipe,
     load_functions,
     load_pipeline,
     load_recipe_settings,
@@ -33,7 +37,10 @@ def check_run(run: Run) -> dict[str, str]:
         "model": _check_model(run),
         "recipes": _check_recipes(run),
         "curation": _check_curation(run),
+        "people": _check_people(run),
+        "engine": _check_engine(run),
         "data": _check_data(run),
+        "sandbox": _check_sandbox(run),
         "disk": _check_disk(run),
     }
 
@@ -56,10 +63,8 @@ def _check_recipes(run: Run) -> str:
         for name in plan.mix
     }
     opened = open_recipes(run.workspace, settings)
-    for name, one in settings.items():
-        for prompt in one.system_prompts:
-            folder = find_recipe(run.workspace, name).folder
-            render_template(folder / "prompts" / f"{prompt}.jinja")
+    for one in settings.values():
+        steering_prompts(run.workspace, one)
     limit = context_length(run.workspace.find(plan.base))
     for name, one in settings.items():
         if one.max_tokens >= limit:
@@ -76,9 +81,25 @@ def _check_curation(run: Run) -> str:
     missing = [rule for rule in pipeline.clean.rules if rule not in functions]
     if missing:
         raise BadInput(f"data_quality/rules.py defines no {missing[0]}()")
-    for path in sorted(run.workspace.find("data_quality/rubrics").glob("*.jinja")):
-        path.read_text()
+    embedder_folder(pipeline.dedup.embedder, run.workspace.root)
     return " → ".join(pipeline.order)
+
+
+def _check_people(run: Run) -> str:
+    """Rules of simulated people and of a simulated judge define what they must."""
+    annotator, judge = run.plan.annotator, run.plan.judge
+    if isinstance(annotator, SimulatedAnnotator):
+        people_from(load_functions(run.workspace.find(annotator.rules)), annotator)
+    if isinstance(judge, SimulatedJudge):
+        judging.SimulatedJudge(run.workspace.find(judge.rules), load_functions)
+    return f"annotator {annotator.type}, judge {judge.type}"
+
+
+def _check_engine(run: Run) -> str:
+    engine = run.plan.sampling.engine
+    if engine.type == "vllm" and engine.python is not None and not engine.python.is_file():
+        raise BadInput(f"sampling.engine.python: {engine.python} is no interpreter")
+    return f"sampling with {engine.type}"
 
 
 def _check_data(run: Run) -> str:
@@ -104,6 +125,11 @@ def _check_data(run: Run) -> str:
 def _checked(table: Table[Example] | Table[Preference] | Table[Prompt], share: float) -> int:
     table.check_share(share)
     return len(table.rows)
+
+
+def _check_sandbox(run: Run) -> str:
+    """Not an error: a plan whose recipes run no code needs none."""
+    return "bubblewrap works" if sandbox.available() else "no bubblewrap: recipes cannot run code"
 
 
 def _check_disk(run: Run) -> str:

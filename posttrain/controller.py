@@ -19,13 +19,21 @@ from posttrain.planning import plan_steps
 from posttrain.settings.plan import Plan
 from posttrain.steps.fingerprint import fsync_folder
 from posttrain.steps.job import Job
-from posttrain.steps.manifest import command_line
+from posttrain.steps.manifest import (
+    IDENTITY,
+    MANIFEST,
+    check_hashes,
+    command_line,
+    finish,
+    read_manifest,
+)
 from posttrain.steps.process import WorkerPool, has_accelerator
 from posttrain.steps.run_folder import Identity, RunFolder, State
 from posttrain.steps.step import Step
 from posttrain.tables import read_json, write_json
 from posttrain.workspace import Workspace, load_plan
 
+_MIB = 1 << 20
 _GIB = 1 << 30
 # A training step holds its result, and two checkpoints of weights and two Adam moments in float32.
 _TRAINING_FACTOR = 14
@@ -106,30 +114,42 @@ class Window:
     """Set stale steps aside and run them again."""
 
 
-def window_of(run: Run, number: int, window: Window) -> list[Step]:
+def slice_of(run: Run, number: int, window: Window) -> list[Step]:
     """The steps of a round inside a window.
+
+    Raises:
+        BadInput: an unknown step, or an empty window.
+    """
+    steps = run.round_steps(number)
+    names = [step.name if step.round else step.address for step in steps]
+    first = _index(names, window.first, "--from", 0)
+    last = _index(names, window.last, "--until", len(steps) - 1)
+    if first > last:
+        raise BadInput(f"--from {window.first} comes after --until {window.last}")
+    return steps[first : last + 1]
+
+
+def window_of(run: Run, number: int, window: Window) -> list[Step]:
+    """The steps of a round inside a window, which can run now.
 
     Raises:
         BadInput: an unknown step, an empty window, a step before the window that is not done, or
             an unfinished round before this one.
     """
-    steps = run.round_steps(number)
+    wanted = slice_of(run, number, window)
     if number > 1 and not run.is_done(number - 1):
         missing = next(s for s in run.round_steps(number - 1) if run.folder.state(s).kind != "done")
         raise BadInput(
             f"round {number} needs round {number - 1}, whose step {missing.name} is "
             f"{run.folder.state(missing).kind}; run posttrain round {number - 1} first"
         )
-    names = [step.name if step.round else step.address for step in steps]
-    first = _index(names, window.first, "--from", 0)
-    last = _index(names, window.last, "--until", len(steps) - 1)
-    if first > last:
-        raise BadInput(f"--from {window.first} comes after --until {window.last}")
-    for step in steps[:first]:
+    for step in run.round_steps(number):
+        if step == wanted[0]:
+            break
         state = run.folder.state(step)
         if state.kind != "done":
             raise BadInput(f"--from {window.first}: {step.address} before it is {state.kind}")
-    return steps[first : last + 1]
+    return wanted
 
 
 def _index(names: Sequence[str], name: str | None, option: str, default: int) -> int:
@@ -160,6 +180,9 @@ def run_steps(run: Run, steps: Sequence[Step], watch: Watch, redo_stale: bool = 
                 watch.skip(step)
                 continue
             identity = _ready(run, step, state)
+            if _finished_before(run, step, identity):
+                watch.skip(step)
+                continue
             _check_space(run, step)
             resumed = _prepare_partial(run, step, identity)
             watch.begin(step, resumed)
@@ -195,10 +218,25 @@ def _ready(run: Run, step: Step, state: State) -> Identity:
     return identity
 
 
+def _finished_before(run: Run, step: Step, identity: Identity) -> bool:
+    """Whether the step was killed when all but its last rename was done; then that is done now."""
+    folder = run.folder.partial(step)
+    if not (folder / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.fingerprint != identity.fingerprint:
+        return False
+    if check_hashes(folder, manifest):
+        return False
+    finish(folder, run.folder.path(step))
+    run.folder.forget()
+    return True
+
+
 def _prepare_partial(run: Run, step: Step, identity: Identity) -> bool:
     """An own folder to work in; whether it holds work of the same step to go on from."""
     folder = run.folder.partial(step)
-    mark = folder / "identity.json"
+    mark = folder / IDENTITY
     if folder.is_dir():
         same = mark.is_file() and read_json(mark)["fingerprint"] == identity.fingerprint
         if same:
@@ -232,6 +270,7 @@ def _job(run: Run, step: Step, identity: Identity) -> Job:
         workspace=str(run.workspace.root),
         resources=run.plan.resources.model_dump(mode="json"),
         machine=str(run.folder.root / "machine.json"),
+        trains=step.weights and step.function.partition(":")[0] != "posttrain.stages.average",
         log=str(run.folder.root / "logs" / f"{step.address.replace('/', '-')}.log"),
         argv=command_line(),
     )
@@ -241,7 +280,7 @@ def _check_weights(step: Step, paths: dict[str, Path]) -> None:
     for name, path in paths.items():
         if (path / "collected.json").is_file() and step.name != "gate":
             raise Damaged(
-                f"{step.address}: the weights of its input {name} ({path.name}) were removed by "
+                f"{step.address}: the weights of its input {name} ({path}) were removed by "
                 "posttrain gc; move that folder away and run its round again to make them"
             )
 
@@ -258,6 +297,6 @@ def _check_space(run: Run, step: Step) -> None:
     needed = run.plan.resources.min_free_gib * _GIB + (_TRAINING_FACTOR * weights) * step.weights
     if free < needed:
         raise StepFailed(
-            f"{step.address}: {free / _GIB:.1f} GiB are free, about {needed / _GIB:.1f} GiB are "
+            f"{step.address}: {free / _MIB:,.0f} MiB are free, about {needed / _MIB:,.0f} MiB are "
             "needed; free some (posttrain gc) or lower resources.min_free_gib"
         )

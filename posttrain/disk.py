@@ -1,10 +1,12 @@
 """Which published weights a plan lets go, and their removal; manifests and lineage always stay.
 
-collect(run, collectable(run))
+Knows `keep`, gates and unfinished steps; a step remembers which files it lost.
+
+    collect(run, collectable(run))
 """
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 from posttrain.controller import Run
 from posttrain.steps.manifest import COLLECTED, collected_files
@@ -26,7 +28,7 @@ def collectable(run: Run) -> dict[Path, int]:
             found[path] = path.stat().st_size
     replaced = run.folder.root / ".replaced"
     if replaced.is_dir():
-        for path in sorted(p for p in replaced.rglob("*") if p.is_file()):
+        for path in sorted(replaced.rglob("*.safetensors")):
             found[path] = path.stat().st_size
     return found
 
@@ -45,7 +47,9 @@ def collect(run: Run, files: dict[Path, int]) -> None:
         write_json(folder / COLLECTED, {"files": everything})
         for name in names:
             (folder / name).unlink()
-    shutil.rmtree(run.folder.root / ".replaced", ignore_errors=True)
+    for path in files:
+        # Those of steps that were set aside; their manifests stay as well.
+        path.unlink(missing_ok=True)
 
 
 def _kept_addresses(run: Run) -> set[str]:
@@ -58,12 +62,19 @@ def _kept_addresses(run: Run) -> set[str]:
     for step in run.steps.values():
         if step.address not in published:
             kept |= {source.address for source in step.inputs.values()}
-    gates = [s for s in run.steps.values() if s.name == "gate" and s.address in published]
-    if gates:
-        kept.add(str(read_json(run.folder.path(gates[-1]) / "policy.json")["step"]))
+            gates = (choice.gate for choice in step.choices.values())
+            kept |= {str(_policy(run, gate)["step"]) for gate in gates if gate.address in published}
+    gates_done = [s for s in run.steps.values() if s.name == "gate" and s.address in published]
+    if gates_done:
+        policy = _policy(run, gates_done[-1])
+        kept |= {str(policy["step"]), str(policy["best"]["step"])}
     if keep.members:
         kept |= {s.address for s in run.steps.values() if _is_member(s)}
     return kept
+
+
+def _policy(run: Run, gate: Step) -> dict[str, Any]:
+    return read_json(run.folder.path(gate) / "policy.json")
 
 
 def _is_member(step: Step) -> bool:

@@ -33,6 +33,12 @@ class Busy(PosttrainError):
     """Another process holds the run (exit code 1)."""
 
 
+class Interrupted(PosttrainError):
+    """Somebody pressed Ctrl-C; the same command continues (exit code 130)."""
+
+    exit_code = 130
+
+
 class WaitingForPeople(PosttrainError):
     """Annotations are still missing (exit code 3)."""
 

@@ -1,6 +1,8 @@
 """Exports the final model: bf16 safetensors, tokenizer, chat template, model card with lineage.
 
-export_policy(run, Path("my-model"))
+Knows which policy a run ended with; hashes it before it copies it.
+
+    export_policy(run, Path("my-model"))
 """
 
 import os
@@ -37,7 +39,8 @@ def export_policy(run: Run, out: Path) -> str:
     if wrong or (folder / "collected.json").is_file():
         raise Damaged(f"{folder}: {', '.join(wrong) or 'its weights were removed by posttrain gc'}")
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        raise BadInput(f"{partial}: left by an export that was killed; remove it first")
     shutil.copytree(folder / "model", partial)
     if run.plan.chat.template:
         template = run.workspace.find(run.plan.chat.template)
@@ -46,4 +49,4 @@ def export_policy(run: Run, out: Path) -> str:
     load_tokenizer(partial)
     (partial / "README.md").write_text(model_card(run, str(policy["step"]), manifest))
     os.replace(partial, out)
-    return f"{policy['step']}, dev pass rate {100 * float(policy['best_dev']):.1f} %"
+    return f"{policy['step']}, dev pass rate {100 * float(policy['dev']):.1f} %"

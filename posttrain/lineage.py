@@ -1,6 +1,8 @@
 """Where a row comes from: the chain of rows, steps and decisions back to its prompt.
 
-for link in chain_of(run, "a1b2c3/4"): ...
+Reads published tables only; what a step decided stands in the rows' own columns.
+
+    for link in chain_of(run, "a1b2c3/4"): ...
 """
 
 import json
@@ -26,20 +28,32 @@ def chain_of(run: Run, row_id: str) -> list[dict[str, Any]]:
         BadInput: no published table holds the row.
     """
     occurrences = _occurrences(run)
-    wanted, found = [row_id], []
-    seen: set[str] = set()
+    newest = len(run.plan.rounds)
+    wanted: list[tuple[str, int]] = [(row_id, newest)]
+    found: list[dict[str, Any]] = []
+    seen: set[tuple[str, int]] = set()
     while wanted:
-        one = wanted.pop(0)
-        if one in seen:
+        one, limit = wanted.pop(0)
+        known = [link for link in occurrences.get(one, ()) if link["round"] <= limit]
+        if not known or (one, limit) in seen:
             continue
-        seen.add(one)
-        for link in occurrences.get(one, ()):
-            found.append(link)
-            wanted += link["parents"]
+        seen.add((one, limit))
+        # An id may stand in several rounds, where a prompt came back: the last one counts.
+        last = max(link["round"] for link in known)
+        for link in known:
+            if link["round"] == last and link not in found:
+                found.append(link)
+                wanted += [(parent, _limit(link)) for parent in link["parents"]]
     if not found:
         raise BadInput(f"{row_id}: no published table of runs/{run.name} holds this row")
     order = {address: place for place, address in enumerate(run.steps)}
     return sorted(found, key=lambda link: (order[link["address"]], link["table"], link["id"]))
+
+
+def _limit(link: Mapping[str, Any]) -> int:
+    """The newest round that can hold a row's parents."""
+    named = str(link["id"]).rpartition("round-")[2].partition("/")[0]
+    return int(named) if named.isdigit() else int(link["round"])
 
 
 def lines(chain: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -69,6 +83,7 @@ def _occurrences(run: Run) -> dict[str, list[dict[str, Any]]]:
                     "id": row["id"],
                     "address": step.address,
                     "table": path.name,
+                    "round": step.round,
                     "made": f"step {manifest.fingerprint[:8]}, {manifest.finished}",
                     "parents": list(row.get("parents", ())),
                     "columns": {k: row[k] for k in _COLUMNS if k in row},

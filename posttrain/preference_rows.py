@@ -1,6 +1,8 @@
 """The preferences that the reward model and DPO train on.
 
-strong_preferences([inputs["preferences"]], Strength.BETTER, out)
+Knows strengths; which batches are read is a stage's affair.
+
+    strong_preferences([inputs["preferences"]], Strength.BETTER, out)
 """
 
 from collections.abc import Iterable

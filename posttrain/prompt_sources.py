@@ -6,8 +6,10 @@ Knows sources, splits and what makes a prompt unusable. Where the prompts go is 
     gathered.by_split["train"]
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
@@ -17,12 +19,12 @@ from posttrain.hooks import PromptRequest
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import context_length
 from posttrain.recipes import Recipe, StepHandle, blamed, open_recipes
+from posttrain.responses import contains_any, steered, steering_prompts
 from posttrain.rows import Prompt, Split, prompt_hash, split_of, stable_seed
-from posttrain.sandbox import Sandbox
 from posttrain.settings.plan import FileSource
 from posttrain.settings.stages import PromptsStage, TasksStage
 from posttrain.steps.output import Inputs, Output
-from posttrain.tables import read_table
+from posttrain.tables import load_rows, read_table
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ def gather_prompts(
     tokenizer = load_tokenizer(inputs["base"], inputs.paths.get("template"))
     recipes = open_recipes(inputs.workspace, settings.recipes)
     forbidden = control_tokens(tokenizer)
-    handle = StepHandle(Sandbox(), settings.seed)
+    handle = StepHandle(inputs.resources.sandbox, settings.seed)
     found: list[Prompt] = []
     rejected = 0
     for index, source in enumerate(settings.sources):
         if isinstance(source, FileSource):
-            table = read_table(inputs.workspace.find(source.path), Prompt, forbidden)
+            table = read_table(inputs[f"data:{index}"], Prompt, forbidden)
             table.check_share(inputs.resources.reject_share)
             out.reject(table.rejects)
             rejected += len(table.rejects)
@@ -59,16 +61,30 @@ def gather_prompts(
             seed = stable_seed(settings.seed, round_number, index, source.recipe)
             request = PromptRequest(source.num, seed, round_number, source.options)
             found += _from_hook(recipes, source.recipe, request, handle)
-    context = context_length(inputs["base"])
+    room = _Room(
+        tokenizer,
+        min(context_length(inputs["base"]), settings.max_context or sys.maxsize),
+        {
+            name: [text for _, text in steering_prompts(inputs.workspace, one)]
+            for name, one in settings.recipes.items()
+        },
+        forbidden,
+    )
     by_split: dict[Split, list[Prompt]] = {"train": [], "dev": [], "test": []}
-    seen: set[str] = set()
+    hashes: set[str] = set()
+    ids: set[str] = set()
     for prompt in found:
-        reason = _unusable(prompt, recipes, tokenizer, context)
+        reason = _unusable(prompt, recipes, room)
         key = prompt_hash(prompt.prompt)
-        if reason or key in seen:
-            out.drop(prompt.id, reason or "equal prompt")
+        if key in hashes:
+            reason = "equal prompt"
+        elif prompt.id in ids:
+            reason = "duplicate id: another prompt has it"
+        if reason:
+            out.drop(prompt.id, reason, prompt=[m.to_json() for m in prompt.prompt])
             continue
-        seen.add(key)
+        hashes.add(key)
+        ids.add(prompt.id)
         split = split_of(prompt.prompt, settings.splits.dev, settings.splits.test)
         by_split[split].append(prompt.model_copy(update={"round": round_number}))
     return Gathered(by_split, len(found) + rejected)
@@ -93,20 +109,40 @@ def _from_hook(
     return prompts
 
 
-def _unusable(
-    prompt: Prompt,
-    recipes: Mapping[str, Recipe],
-    tokenizer: PreTrainedTokenizerBase,
-    context: int,
-) -> str | None:
+def held_out_prompts(folder: Path) -> list[Prompt]:
+    """Every dev and test prompt that round 0 published."""
+    return [
+        prompt
+        for split in ("dev", "test")
+        for prompt in load_rows(folder / f"{split}.jsonl", Prompt)
+    ]
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What decides whether a prompt and its response fit."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+    steering: Mapping[str, Sequence[str]]
+    """Capability → its steering system prompts."""
+    forbidden: Sequence[str]
+
+
+def _unusable(prompt: Prompt, recipes: Mapping[str, Recipe], room: _Room) -> str | None:
     """Why a prompt cannot be used; the part before the colon is counted."""
     if prompt.capability not in recipes:
         raise BadInput(
             f"prompt {prompt.id}: capability {prompt.capability!r} is not in the plan's mix, "
             f"which has {sorted(recipes)}"
         )
+    for message in prompt.prompt:
+        if contains_any(message.content, room.forbidden):
+            return "control token: inside a message"
+    asked = [prompt.prompt]
+    asked += [steered(prompt.prompt, text) for text in room.steering[prompt.capability]]
+    length = max(len(render_prompt(room.tokenizer, one, prompt.tools or ())) for one in asked)
     longest = recipes[prompt.capability].settings.max_tokens
-    length = len(render_prompt(tokenizer, prompt.prompt, prompt.tools or ()))
-    if length + longest > context:
-        return f"too long: {length} tokens, and {longest} for a response, of {context}"
+    if length + longest > room.context:
+        return f"too long: {length} tokens, and {longest} for a response, of {room.context}"
     return None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from posttrain.errors import BadInput, PosttrainError, StepFailed
@@ -18,6 +19,7 @@ from posttrain.generation import Engine, Request
 from posttrain.hooks import HOOK_NAMES, Grade, Passage, RunResult, Verdict
 from posttrain.rows import Candidate, Message, Prompt, prompt_hash, stable_seed
 from posttrain.sandbox import Sandbox
+from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.workspace import Workspace, find_recipe, load_functions
 
@@ -30,13 +32,18 @@ class Recipe:
     hooks: Mapping[str, Callable[..., Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepHandle:
     """The handle of one step: it offers what the step has, and says so of what it has not."""
 
-    sandbox: Sandbox
+    limits: SandboxLimits
     seed: int
     engine: Engine | None = None
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        """Opened at the first program, so that recipes without code need no bubblewrap."""
+        return Sandbox(self.limits)
 
     def generate(
         self,

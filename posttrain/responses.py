@@ -51,17 +51,18 @@ def steered_requests(
     Raises:
         BadInput: a steering template is missing or does not render.
     """
-    systems = {name: _systems(workspace, one) for name, one in recipes.items()}
+    systems = {name: steering_prompts(workspace, one) for name, one in recipes.items()}
     asked = []
     for prompt in prompts:
         recipe = recipes[prompt.capability]
-        steering = systems[prompt.capability] or [(None, None)]
+        steering: Sequence[tuple[str | None, str | None]] = systems[prompt.capability]
+        steering = steering or [(None, None)]
         index = 0
         for place, (system_id, text) in enumerate(steering):
             n = recipe.k // len(steering) + (place < recipe.k % len(steering))
             if n == 0:
                 continue
-            messages = prompt.prompt if text is None else _steered(prompt.prompt, text)
+            messages = prompt.prompt if text is None else steered(prompt.prompt, text)
             request = Request(
                 id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
                 messages=messages,
@@ -117,6 +118,7 @@ def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[C
                 *asked.request.messages,
                 Message(role="assistant", content=sample.text),
             ),
+            tools=asked.request.tools or None,
             seed=asked.request.seed + i,
             finish_reason=sample.finish_reason,
             num_tokens=len(sample.token_ids),
@@ -143,7 +145,7 @@ def repetition(text: str, size: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _steered(prompt: Sequence[Message], text: str) -> tuple[Message, ...]:
+def steered(prompt: Sequence[Message], text: str) -> tuple[Message, ...]:
     """The prompt with a steering text in front of its own system prompt, if it has one."""
     turns = list(prompt)
     if turns[0].role == "system":
@@ -151,9 +153,12 @@ def _steered(prompt: Sequence[Message], text: str) -> tuple[Message, ...]:
     return (Message(role="system", content=text), *turns)
 
 
-def _systems(
-    workspace: Workspace, recipe: RecipeSettings
-) -> Sequence[tuple[str | None, str | None]]:
+def steering_prompts(workspace: Workspace, recipe: RecipeSettings) -> Sequence[tuple[str, str]]:
+    """Name and text of a recipe's steering system prompts.
+
+    Raises:
+        BadInput: a template is missing or does not render.
+    """
     if not recipe.system_prompts:
         return ()
     folder = find_recipe(workspace, recipe.name).folder / "prompts"

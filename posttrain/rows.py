@@ -61,6 +61,7 @@ class Message(_Frozen):
 
 
 Messages = Annotated[tuple[Message, ...], Field(min_length=1)]
+Tools = tuple[dict[str, Any], ...]
 
 
 def check_dialog(messages: Sequence[Message]) -> None:
@@ -149,7 +150,8 @@ class Prompt(_Row):
     """Rung on the capability's ladder of difficulty, 1 the easiest."""
     reference: dict[str, Any] = {}
     """What a verifier needs: an answer, tests, a schema."""
-    tools: tuple[dict[str, Any], ...] | None = None
+    tools: Tools | None = None
+    """Function schemas shown to the model through the chat template."""
 
     @model_validator(mode="after")
     def _ends_with_user(self) -> Self:
@@ -165,6 +167,8 @@ class Candidate(_Row):
     prompt_id: str
     messages: Messages
     """The prompt as it was sent, then the response."""
+    tools: Tools | None = None
+    """Function schemas shown to the model through the chat template."""
     seed: int
     finish_reason: FinishReason
     num_tokens: Annotated[int, Field(ge=0)]
@@ -187,6 +191,8 @@ class Example(_Row):
     """A dialog to train on with SFT; assistant turns are targets."""
 
     messages: Messages
+    tools: Tools | None = None
+    """Function schemas shown to the model through the chat template."""
     capability: str
     source: str = ""
     round: int | None = None
@@ -231,6 +237,8 @@ class Preference(_Row):
     rejected: Messages | None = None
     edited: Messages | None = None
     ranked: tuple[Messages, ...] | None = None
+    tools: Tools | None = None
+    """Function schemas shown to the model through the chat template."""
     strength: Strength
     capability: str = ""
     batch: str = ""
@@ -272,6 +280,8 @@ class Task(_Row):
     prompt: Messages
     a: Messages
     b: Messages
+    tools: Tools | None = None
+    """Function schemas shown to the model through the chat template."""
     model_a: str
     model_b: str
     capability: str

@@ -2,11 +2,13 @@
 
 Knows sequence classification heads with one label. Knows nothing of candidates or gates.
 
-    RewardScorer(Path("reward"), template=None).score([dialog])
+    RewardScorer(Path("reward"), template=None).score([Dialog(messages)])
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -21,6 +23,16 @@ from posttrain.models.folders import (
     read_tensors,
 )
 from posttrain.rows import Message
+
+TOO_LONG = "too long to score"
+"""Why a row without a score is dropped."""
+
+
+class Dialog(NamedTuple):
+    """What is scored: turns that end with an assistant's, and the tools it was shown."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
 
 
 class RewardScorer:
@@ -62,28 +74,26 @@ class RewardScorer:
         model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.eval().to(self._device)
 
-    def score(self, dialogs: Sequence[Sequence[Message]]) -> list[float]:
+    def score(self, dialogs: Sequence[Dialog]) -> list[float | None]:
         """One score a dialog, in their order, read at the dialog's last token.
 
+        None stands for a dialog longer than the model's context. A response that was cut at the
+        end of the context is one: its end token, which was never sampled, does not fit.
+
         Raises:
-            BadInput: a dialog is longer than the model's context; names its index.
             GuardFailed: a score is NaN or infinite; names its index.
         """
-        rows = [list(render_dialog(self._tokenizer, dialog).input_ids) for dialog in dialogs]
-        for index, row in enumerate(rows):
-            if len(row) > self._context:
-                raise BadInput(
-                    f"dialog {index} has {len(row)} tokens, the reward model reads "
-                    f"{self._context}; drop it before scoring"
-                )
-        scores = [0.0] * len(rows)
-        for part in _batches([len(row) for row in rows], self._batch_tokens):
-            values = self._forward([rows[i] for i in part])
-            for index, value in zip(part, values.tolist(), strict=True):
+        rows = [list(render_dialog(self._tokenizer, *dialog).input_ids) for dialog in dialogs]
+        fitting = [index for index, row in enumerate(rows) if len(row) <= self._context]
+        scores: list[float | None] = [None] * len(rows)
+        for part in _batches([len(rows[i]) for i in fitting], self._batch_tokens):
+            indices = [fitting[place] for place in part]
+            values = self._forward([rows[i] for i in indices])
+            for index, value in zip(indices, values.tolist(), strict=True):
                 scores[index] = value
-        for index, value in enumerate(scores):
-            if not torch.isfinite(torch.tensor(value)):
-                raise GuardFailed(f"dialog {index} scores {value}; the reward model is unusable")
+        for index, score in enumerate(scores):
+            if score is not None and not math.isfinite(score):
+                raise GuardFailed(f"dialog {index} scores {score}; the reward model is unusable")
         return scores
 
     def _forward(self, rows: Sequence[list[int]]) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Intervals for rates: Wilson's for independent trials, a normal one for means over prompts.
 
-wilson(45, 60, 0.95)          # (0.628, 0.842)
-mean_interval([0.5, 1.0, 0.75], 0.95)
+Knows no rows; a stage says what one trial is.
+
+    wilson(45, 60, 0.95)          # (0.628, 0.842)
+    mean_interval([0.5, 1.0, 0.75], 0.95)
 """
 
 from collections.abc import Sequence

@@ -180,7 +180,10 @@ def load_recipe_settings(
     recipe = find_recipe(workspace, name)
     data = read_yaml(recipe.folder / "recipe.yaml")
     origin = f"recipes/{name}/recipe.yaml" + (f" + plan.recipes.{name}" if overrides else "")
-    return parse(RecipeSettings, {**data, **overrides}, origin)
+    settings = parse(RecipeSettings, {**data, **overrides}, origin)
+    if settings.name != name:
+        raise BadInput(f"{origin}: name is {settings.name!r}, but its folder is {name!r}")
+    return settings
 
 
 def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:

@@ -21,6 +21,7 @@ from posttrain.annotation import (
 )
 from posttrain.errors import BadInput
 from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task, split_of
+from posttrain.settings.pipeline import Decontaminate
 from posttrain.settings.plan import Resources, SimulatedAnnotator, Splits
 from posttrain.settings.stages import HumanStage
 from posttrain.stages.human import run
@@ -214,9 +215,12 @@ def question_of(split: str) -> str:
 def inputs(tmp_path: Path) -> Inputs:
     """A step that reads two files of examples."""
     (tmp_path / "out").mkdir()
+    for split in ("dev", "test"):
+        write_rows(tmp_path / f"heldout/{split}.jsonl", [])
     return Inputs(
         paths={
             "base": ROUNDS / "tiny" / "base",
+            "heldout": tmp_path / "heldout",
             "human:a": tmp_path / "a.jsonl",
             "human:b": tmp_path / "b.jsonl",
         },
@@ -230,7 +234,7 @@ def read(inputs: Inputs) -> tuple[list[str], dict[str, Any], list[dict[str, Any]
     """Ids of the examples that stay, the funnel, and the dropped rows."""
     folder = inputs["human:a"].parent / "out"
     out = Output(folder, lambda done, total: None)
-    run(inputs, HumanStage(splits=SPLITS), out)
+    run(inputs, HumanStage(splits=SPLITS, decontaminate=Decontaminate()), out)
     funnel = out.close()["funnel"][0]
     kept, dropped = (
         [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]

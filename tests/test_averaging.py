@@ -101,6 +101,21 @@ def test_one_member_stays_as_it_is(members: list[Path], tmp_path: Path) -> None:
     assert all(torch.equal(one[name], out[name]) for name in one)
 
 
+def test_tied_weights_that_came_apart_are_noticed(members: list[Path], tmp_path: Path) -> None:
+    def twice(number: int, change: float) -> Path:
+        folder = copy(members[number], tmp_path / f"twice{number}-{change}")
+        tensors = weights(folder)
+        head = tensors["model.embed_tokens.weight"].clone()
+        head[-1, -1] += change
+        tensors["lm_head.weight"] = head
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    average_models([twice(0, 0.0), twice(1, 0.0)], tmp_path / "out")
+    with pytest.raises(GuardFailed, match=r"ties lm_head\.weight and model\.embed_tokens\.weight"):
+        average_models([twice(2, 0.0), twice(1, 0.5)], tmp_path / "apart")
+
+
 def test_members_that_differ_are_refused(members: list[Path], tmp_path: Path) -> None:
     def refuse(other: Path, message: str, error: type[Exception] = BadInput) -> None:
         with pytest.raises(error, match=message) as caught:

@@ -193,6 +193,15 @@ def test_tools_reach_the_prompt(engine: Engine) -> None:
     assert a.logprobs != b.logprobs
 
 
+def test_the_engine_computes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    opened = open_engine(TransformersEngineSettings(), BASE, None, "cpu")
+    assert len(opened.generate([request(0)])[0]) == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadInput, match=r"resources\.device is cuda"):
+        open_engine(TransformersEngineSettings(), BASE, None, "cuda")
+
+
 def test_a_prompt_without_room_is_bad_input(engine: Engine) -> None:
     with pytest.raises(BadInput, match=r"request r3: \d+ prompt tokens and max_tokens 250"):
         engine.generate([request(0), request(3, max_tokens=250)])

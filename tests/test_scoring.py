@@ -2,7 +2,9 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,18 @@ from safetensors.torch import load_file, save_file
 from posttrain.averaging import average_models
 from posttrain.errors import BadInput, GuardFailed
 from posttrain.models.chat import load_tokenizer, render_dialog
-from posttrain.rows import Message
-from posttrain.scoring import RewardScorer
+from posttrain.models.devices import pick_device
+from posttrain.rows import Candidate, Message
+from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.plan import Resources
+from posttrain.settings.stages import MeasureRewardStage, ScoreStage
 from posttrain.settings.training import RewardSettings
+from posttrain.stages import measure_reward, score
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import write_rows
 from posttrain.training.job import Job
 from posttrain.training.reward import train_reward
+from posttrain.workspace import Workspace
 from tests.tiny_model import TEMPLATE, examples, make_model, preferences, turn
 
 
@@ -30,7 +38,8 @@ def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "model"
 
 
-DIALOGS: list[tuple[Message, ...]] = [e.messages for e in examples(24)]
+DIALOGS = [Dialog(e.messages) for e in examples(24)]
+CUT = (turn("user", "red?"), turn("assistant", "it " * 400))
 
 
 def test_scores_do_not_depend_on_batch_order_or_neighbours(reward: Path) -> None:
@@ -48,7 +57,7 @@ def test_scores_do_not_depend_on_batch_order_or_neighbours(reward: Path) -> None
 
 def test_the_score_is_read_at_the_last_token(reward: Path) -> None:
     scorer = RewardScorer(reward, TEMPLATE)
-    ids = render_dialog(load_tokenizer(reward, TEMPLATE), DIALOGS[0]).input_ids
+    ids = render_dialog(load_tokenizer(reward, TEMPLATE), *DIALOGS[0]).input_ids
     with torch.inference_mode():
         states = scorer._model.model(torch.tensor([ids])).last_hidden_state
         expected = scorer._model.score(states)[0, -1, 0].item()
@@ -58,9 +67,10 @@ def test_the_score_is_read_at_the_last_token(reward: Path) -> None:
 def test_a_trained_model_prefers_the_chosen_response(reward: Path) -> None:
     rows = preferences(30)
     scorer = RewardScorer(reward, TEMPLATE)
-    best = scorer.score([(*r.prompt, *r.ranking()[0]) for r in rows])
-    worst = scorer.score([(*r.prompt, *r.ranking()[-1]) for r in rows])
-    assert sum(b > w for b, w in zip(best, worst, strict=True)) > 27
+    best = scorer.score([Dialog((*r.prompt, *r.ranking()[0])) for r in rows])
+    worst = scorer.score([Dialog((*r.prompt, *r.ranking()[-1])) for r in rows])
+    pairs = zip(best, worst, strict=True)
+    assert sum(b is not None and w is not None and b > w for b, w in pairs) > 27
 
 
 def test_an_averaged_reward_model_keeps_its_head(reward: Path, tmp_path: Path) -> None:
@@ -69,10 +79,11 @@ def test_an_averaged_reward_model_keeps_its_head(reward: Path, tmp_path: Path) -
     assert one == two
 
 
-def test_a_dialog_past_the_context_is_named(reward: Path) -> None:
-    long = (turn("user", "red?"), turn("assistant", "it " * 400))
-    with pytest.raises(BadInput, match="dialog 1 has"):
-        RewardScorer(reward, TEMPLATE).score([DIALOGS[0], long])
+def test_a_dialog_past_the_context_has_no_score_and_moves_no_other(reward: Path) -> None:
+    scorer = RewardScorer(reward, TEMPLATE)
+    plain = scorer.score(DIALOGS[:2])
+    assert scorer.score([DIALOGS[0], Dialog(CUT), DIALOGS[1]]) == [plain[0], None, plain[1]]
+    assert scorer.score([Dialog(CUT)]) == [None]
 
 
 def test_a_model_without_one_label_is_refused(reward: Path, tmp_path: Path) -> None:
@@ -98,3 +109,95 @@ def test_a_score_that_is_no_number_is_named(reward: Path) -> None:
         scorer._model.score.weight.fill_(float("nan"))
     with pytest.raises(GuardFailed, match="dialog 0 scores nan"):
         scorer.score(DIALOGS[:2])
+
+
+def candidate(number: int, messages: tuple[Message, ...], **more: Any) -> Candidate:
+    """A response as the sampling step writes it."""
+    fixed = {"seed": 0, "finish_reason": "stop", "num_tokens": 3, "model": "base"}
+    place = {"id": f"p{number}/0", "prompt_id": f"p{number}", "parents": (f"p{number}",)}
+    return Candidate.model_validate({**fixed, **place, "messages": messages, **more})
+
+
+@pytest.fixture
+def inputs(reward: Path, tmp_path: Path) -> Inputs:
+    """What the score step reads: 24 responses and one too long, and one round's choices."""
+    rows = [candidate(i, tuple(dialog.messages)) for i, dialog in enumerate(DIALOGS)]
+    write_rows(tmp_path / "sample/responses.jsonl", [*rows, candidate(24, CUT)])
+    chosen = [row.model_copy(update={"round": 1, "score": 9.0}) for row in rows[:3]]
+    long = candidate(24, CUT, round=1, score=9.0)
+    write_rows(tmp_path / "select/selected.jsonl", [*chosen, long])
+    (tmp_path / "out").mkdir()
+    paths = {
+        "sample": tmp_path / "sample",
+        "select:1": tmp_path / "select",
+        "reward": reward.parent,
+        "template": TEMPLATE,
+    }
+    resources = Resources(device="cpu")
+    return Inputs(paths, Workspace(tmp_path), resources, tmp_path / "machine.json")
+
+
+def read(out: Output, name: str) -> list[dict[str, Any]]:
+    """A published table."""
+    return [json.loads(line) for line in (out.path / f"{name}.jsonl").open()]
+
+
+def test_the_score_step_drops_and_counts_what_does_not_fit(inputs: Inputs, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    out = Output(tmp_path / "out", lambda done, total: told.append((done, total)))
+    score.run(inputs, ScoreStage(), out)
+    books = out.close()
+    (part,) = books["funnel"]
+    assert part["dropped"] == {"too long to score": 2}
+    assert part["rows_in"] - 2 == part["rows_out"] == 27
+    assert told[-1] == (29, 29)
+    responses, earlier = read(out, "responses"), read(out, "earlier")
+    expected = RewardScorer(inputs["reward"] / "model", TEMPLATE).score(DIALOGS)
+    assert [row["score"] for row in responses] == pytest.approx(expected, abs=1e-5)
+    assert [row["id"] for row in earlier] == [f"round-1/p{i}/0" for i in range(3)]
+    assert [row["score"] for row in earlier] == pytest.approx(expected[:3], abs=1e-5)
+    dropped = {row["id"]: row["parents"] for row in read(out, "dropped")}
+    assert dropped == {"p24/0": ["p24"], "round-1/p24/0": ["p24/0"]}
+
+
+def test_a_score_that_depends_on_its_batch_is_named(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = RewardScorer._forward
+
+    def swayed(self: RewardScorer, rows: list[list[int]]) -> torch.Tensor:
+        return forward(self, rows) + 0.001 * len(rows)
+
+    monkeypatch.setattr(RewardScorer, "_forward", swayed)
+    with pytest.raises(GuardFailed, match=r"p0/0 scores .* in its batch and .* alone"):
+        score.run(inputs, ScoreStage(), Output(tmp_path / "out", lambda done, total: None))
+
+
+def test_accuracy_leaves_out_and_counts_pairs_that_do_not_fit(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    pairs = preferences(8)
+    long = {"rejected": (turn("assistant", "it " * 400),)}
+    write_rows(tmp_path / "pairs/dev.jsonl", [*pairs[1:], pairs[0].model_copy(update=long)])
+    write_rows(tmp_path / "pairs/test.jsonl", pairs)
+    out = Output(tmp_path / "out", lambda done, total: None)
+    paths = {**inputs.paths, "preferences:1": tmp_path / "pairs"}
+    measure_reward.run(replace(inputs, paths=paths), MeasureRewardStage(), out)
+    accuracy = json.loads((out.path / "accuracy.json").read_text())
+    assert (accuracy["dev"]["all"]["num"], accuracy["test"]["all"]["num"]) == (7, 8)
+    funnel = [
+        (part["rows_in"], part["rows_out"], part["dropped"]) for part in out.close()["funnel"]
+    ]
+    assert funnel == [(8, 7, {"too long to score": 1}), (8, 8, {})]
+    assert [row["id"] for row in read(out, "dropped")] == ["p0"]
+
+
+def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for present, taken in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
+        assert pick_device("auto") == taken
+        assert pick_device("cpu") == "cpu"
+    assert pick_device("cuda") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadInput, match="torch sees no CUDA device"):
+        pick_device("cuda")

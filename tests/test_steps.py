@@ -206,7 +206,7 @@ def test_too_little_space_is_refused_before_a_step_starts(tmp_path: Path) -> Non
     plan = run.plan.model_copy(
         update={"resources": run.plan.resources.model_copy(update={"min_free_gib": 1e9})}
     )
-    with pytest.raises(StepFailed, match="GiB are free"):
+    with pytest.raises(StepFailed, match="MiB are free"):
         go(Run(run.workspace, run.name, plan, run.steps, run.folder), one)
 
 
@@ -227,6 +227,38 @@ def test_work_for_other_settings_is_not_continued(tmp_path: Path) -> None:
     run = run_of(tmp_path, other)
     with pytest.raises(StepFailed):
         go(run, other)
+
+
+def test_a_step_killed_before_its_last_rename_is_only_renamed(tmp_path: Path) -> None:
+    one = step("one")
+    go(run_of(tmp_path, one), one)
+    run = run_of(tmp_path, one)
+    made = (run.folder.path(one) / "manifest.json").stat().st_mtime_ns
+    run.folder.path(one).rename(run.folder.partial(one))
+    (run.folder.partial(one) / "work").mkdir()
+    assert go(run, one) == ["skipped round-1/one"]
+    assert (run.folder.path(one) / "manifest.json").stat().st_mtime_ns == made
+    assert not (run.folder.path(one) / "work").exists()
+    assert not run.folder.partial(one).exists()
+
+
+def test_a_file_of_the_folder_we_stand_in_shadows_no_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "statistics.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    one = step("one")
+    assert "done round-1/one" in go(run_of(tmp_path, one), one)
+
+
+def test_each_step_of_a_shared_process_tells_its_own_peak(tmp_path: Path) -> None:
+    big, small = step("big", "takes_memory"), step("small")
+    run = run_of(tmp_path, big, small)
+    go(run, big, small)
+    peaks = [run.folder.manifest(one) for one in (big, small)]
+    assert all(peaks)
+    first, second = (one.peak_memory_mib for one in peaks if one)
+    assert first > second + 200
 
 
 def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:

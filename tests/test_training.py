@@ -180,7 +180,7 @@ def test_reward_model_learns_an_easy_preference(base: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_lora_is_merged_into_a_whole_model(kind: str, base: Path, tmp_path: Path) -> None:
-    adapters = {"lora": Lora(rank=2).model_dump(), "max_steps": 3, "warmup_share": 0.0}
+    adapters = {"lora": Lora(rank=2).model_dump(), "epochs": 3, "warmup_share": 0.0}
     out, work = tmp_path / "out", job(tmp_path / "work")
     if kind == "sft":
         train_sft(base, examples(8), out, sft(**adapters), work)
@@ -285,7 +285,12 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_an_interrupted_lora_training_continues(kind: str, base: Path, tmp_path: Path) -> None:
-    adapters = {**COMMON, "lora": Lora(rank=2, dropout=0.1).model_dump(), "max_steps": 8}
+    adapters = {
+        **COMMON,
+        "lora": Lora(rank=2, dropout=0.1).model_dump(),
+        "epochs": 2,
+        "max_steps": 8,
+    }
 
     def train(out: str, job: Job) -> TrainingReport:
         if kind == "sft":
@@ -378,6 +383,23 @@ def test_dpo_stops_when_chosen_responses_become_unlikely(base: Path, tmp_path: P
     with pytest.raises(GuardFailed, match=r"dpo\.max_chosen_drop"):
         train_dpo(base, preferences(24), tmp_path / "out", settings, job(tmp_path / "work"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({"epochs": 2}, 6),
+        ({"epochs": 2, "max_steps": 4}, 4),
+        ({"epochs": 1, "max_steps": 30}, 3),
+        ({"epochs": 0.5, "max_steps": 30}, 2),
+    ],
+)
+def test_a_training_ends_with_the_first_of_its_limits(
+    limits: dict[str, Any], steps: int, base: Path, tmp_path: Path
+) -> None:
+    work = job(tmp_path / "work", micro_batch_size=4)
+    report = train_sft(base, examples(18), tmp_path / "out", sft(**limits), work)
+    assert report.metrics["steps"] == steps
 
 
 def test_precision_is_measured_quickly() -> None:

@@ -1,4 +1,6 @@
 """The command line: thin, typer, nothing heavy at start-up.
 
-posttrain --help
+What a command does stands elsewhere; here it gets its options and its output.
+
+    posttrain --help
 """

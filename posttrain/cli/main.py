@@ -1,6 +1,7 @@
 """The `posttrain` command: its sub-commands, and how errors become one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 bad input or settings, 3 waiting for people, 75 preempted.
+Exit codes: 0 done, 1 failed, 2 bad input or settings, 3 waiting for people, 75 preempted,
+130 interrupted.
 """
 
 import signal
@@ -12,7 +13,7 @@ import typer
 
 from posttrain import __version__
 from posttrain.cli import reading, running, workspaces
-from posttrain.errors import PosttrainError, Preempted
+from posttrain.errors import Interrupted, PosttrainError, Preempted
 
 app = typer.Typer(
     help="Post-train a language model in rounds: reward model, rejection sampling, curation, SFT, "
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(workspaces.recipes_app, name="recipes", help="List and try capability recipes.")
+app.add_typer(workspaces.recipes_app, name="recipes", help="List and show capability recipes.")
 for _register in (workspaces.register, running.register, reading.register):
     _register(app)
 
@@ -46,15 +47,21 @@ def _preempted(number: int, frame: FrameType | None) -> NoReturn:
     raise Preempted("asked to end (SIGTERM); run the same command again to continue")
 
 
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted("interrupted; run the same command again to continue")
+
+
 def main() -> None:
     """Entry point of the `posttrain` command."""
     signal.signal(signal.SIGTERM, _preempted)
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         app()
     except PosttrainError as error:
         for line in str(error).splitlines():
             print(f"posttrain: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("posttrain: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        print(f"posttrain: {error.strerror or error}{place}", file=sys.stderr)
+        sys.exit(PosttrainError.exit_code)

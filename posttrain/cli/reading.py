@@ -74,7 +74,12 @@ def _verify(run: Run) -> None:
         manifest = run.folder.manifest(step)
         if manifest is not None:
             wrong = check_hashes(run.folder.path(step), manifest)
-            damaged += [f"{step.address}/{name}: its content changed" for name in wrong]
+            folder = run.folder.path(step)
+            damaged += [
+                f"{step.address}/{name}: "
+                f"{'its content changed' if (folder / name).is_file() else 'missing'}"
+                for name in wrong
+            ]
             files += len(manifest.files)
     if damaged:
         raise Damaged("\n".join(damaged))

@@ -7,7 +7,7 @@ import typer
 
 from posttrain.cli.shared import PlanOption, SetOption, WorkspaceOption, call, open_run, print_json
 from posttrain.cli.watch import watch_for_terminal
-from posttrain.controller import Run, Window, run_steps, window_of
+from posttrain.controller import Run, Window, run_steps, slice_of, window_of
 from posttrain.disk import collect, collectable
 from posttrain.steps.lock import run_lock
 
@@ -45,7 +45,7 @@ def round_command(
     run = open_run(workspace, plan, overrides)
     window = Window(first, last, redo_stale)
     if dry_run:
-        states = run.states(run.round_steps(number))
+        states = run.states(slice_of(run, number, window))
         print_json(
             {
                 "plan": run.plan.model_dump(mode="json"),

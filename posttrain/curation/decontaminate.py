@@ -8,11 +8,12 @@ Knows the identity of a prompt (`posttrain.rows.prompt_hash`) and words; knows n
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import regex
 
 from posttrain.curation.contract import Dropped, Row, StepResult, drop
-from posttrain.rows import Example, Message, Prompt, prompt_hash
+from posttrain.rows import Message, Prompt, prompt_hash
 from posttrain.settings.pipeline import Decontaminate
 
 STEP = "decontaminate"
@@ -42,16 +43,35 @@ def decontaminate(
     kept: list[Row] = []
     dropped: list[Dropped] = []
     for row in rows:
-        exact = _asked(row.example, index)
-        found, share = _overlap(row.example, index, settings.ngram)
-        if exact is not None:
-            dropped.append(drop(row, STEP, "held-out prompt", heldout=exact))
-        elif share >= settings.overlap:
-            reason = f"{settings.ngram}-grams of a held-out prompt"
-            dropped.append(drop(row, STEP, reason, heldout=found, share=round(share, 4)))
-        else:
+        hit = held_out_in(row.example.messages, index, settings)
+        if hit is None:
             kept.append(row.decide(STEP, "no held-out prompt in it"))
+        else:
+            dropped.append(drop(row, STEP, hit.reason, heldout=hit.heldout, share=hit.share))
     return StepResult(kept, dropped, {}, {"heldout": len(heldout)})
+
+
+class Hit(NamedTuple):
+    """A held-out prompt found in a dialog."""
+
+    reason: str
+    heldout: str
+    """Id of the held-out prompt."""
+    share: float
+    """Share of its n-grams that were found; 1 for the whole prompt."""
+
+
+def held_out_in(
+    messages: Sequence[Message], index: HeldoutIndex, settings: Decontaminate
+) -> Hit | None:
+    """The held-out prompt that a dialog asks at any turn, or holds most n-grams of."""
+    exact = _asked(messages, index)
+    if exact is not None:
+        return Hit("held-out prompt", exact, 1.0)
+    found, share = _overlap(messages, index, settings.ngram)
+    if share >= settings.overlap:
+        return Hit(f"{settings.ngram}-grams of a held-out prompt", found, round(share, 4))
+    return None
 
 
 def index_heldout(heldout: Sequence[Prompt], ngram: int) -> HeldoutIndex:
@@ -68,8 +88,8 @@ def index_heldout(heldout: Sequence[Prompt], ngram: int) -> HeldoutIndex:
     return HeldoutIndex(by_hash, {g: tuple(ids) for g, ids in by_ngram.items()}, num_ngrams)
 
 
-def _asked(example: Example, index: HeldoutIndex) -> str | None:
-    for asked in _prompts(example.messages):
+def _asked(messages: Sequence[Message], index: HeldoutIndex) -> str | None:
+    for asked in _prompts(messages):
         found = index.by_hash.get(prompt_hash(asked))
         if found is not None:
             return found
@@ -85,12 +105,12 @@ def _prompts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
             yield (message,)
 
 
-def _overlap(example: Example, index: HeldoutIndex, ngram: int) -> tuple[str, float]:
-    """The held-out prompt of which the example holds the largest share of n-grams."""
+def _overlap(messages: Sequence[Message], index: HeldoutIndex, ngram: int) -> tuple[str, float]:
+    """The held-out prompt of which a dialog holds the largest share of n-grams."""
     if not index.by_ngram:
         return "", 0.0
     hits = Counter(
-        held for gram in _ngrams(example.messages, ngram) for held in index.by_ngram.get(gram, ())
+        held for gram in _ngrams(messages, ngram) for held in index.by_ngram.get(gram, ())
     )
     shares = [(-count / index.num_ngrams[held], held) for held, count in hits.items()]
     if not shares:

@@ -9,6 +9,7 @@ Knows chat templates and special tokens. Everything that turns messages into tok
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,14 +76,19 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Texts that the tokenizer reads as control tokens; none may occur inside a message."""
-    return tuple(sorted(str(t) for t in tokenizer.get_added_vocab()))
+    """Texts that the tokenizer reads as control tokens; none may occur inside a message.
+
+    Added tokens that are ordinary text, such as runs of white space, are none.
+    """
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    frame = {HEADER_START, HEADER_END, *TERMINATION} & set(tokenizer.get_added_vocab())
+    return tuple(sorted(special | frame))
 
 
 def render_prompt(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[int]:
     """Token ids of a prompt, up to and including the header of the assistant's turn.
 
@@ -91,7 +97,7 @@ def render_prompt(
     """
     ids = tokenizer.apply_chat_template(
         [m.to_json() for m in messages],
-        tools=[dict(t) for t in tools] or None,
+        tools=[dict(t) for t in tools or ()] or None,
         add_generation_prompt=True,
         return_dict=False,
     )
@@ -103,17 +109,18 @@ def render_prompt(
 def render_dialog(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> Rendered:
     """Tokens of a finished dialog with the masks that training needs.
 
     Raises:
         GuardFailed: not exactly one beginning-of-text token, a target mask that is empty or all
-            ones, or a last turn whose prompt renders to something that is no prefix of the dialog.
+            ones, an assistant turn whose end token is no target, or a last turn whose prompt
+            renders to something that is no prefix of the dialog.
     """
     encoded = tokenizer.apply_chat_template(
         [m.to_json() for m in messages],
-        tools=[dict(t) for t in tools] or None,
+        tools=[dict(t) for t in tools or ()] or None,
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
@@ -126,6 +133,7 @@ def render_dialog(
             f"the chat template marks {sum(targets)} of {len(targets)} tokens as targets of "
             f"{[m.role for m in messages]}: expected some, and not all"
         )
+    _check_endings(tokenizer, ids, targets)
     if messages[-1].role == "assistant":
         prompt = render_prompt(tokenizer, messages[:-1], tools)
         if ids[: len(prompt)] != prompt or targets[len(prompt)] != 1 or targets[len(prompt) - 1]:
@@ -161,6 +169,23 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     return str(
         tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
+
+
+def _check_endings(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], targets: Sequence[int]
+) -> None:
+    """Each unbroken run of targets is an assistant turn, and has to teach the model to end it."""
+    ends = end_token_ids(tokenizer)
+    runs = groupby(zip(ids, targets, strict=True), key=lambda pair: pair[1])
+    for target, run in runs:
+        turn = [token for token, _ in run]
+        if target and not ends.intersection(turn):
+            known = sorted(str(tokenizer.decode([token])) for token in ends)
+            raise GuardFailed(
+                f"the targets of an assistant turn end in {tokenizer.decode(turn[-4:])!r} and hold "
+                f"none of the end tokens {known}, so a model could never learn to stop; write the "
+                "end token before {% endgeneration %} in the chat template"
+            )
 
 
 def _check_one_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:

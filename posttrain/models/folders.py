@@ -103,6 +103,12 @@ def context_length(folder: Path) -> int:
     return length
 
 
+def ties_embeddings(folder: Path) -> bool:
+    """Whether the output layer is the embedding table; False where config.json does not say."""
+    config = read_config(folder)
+    return bool(config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, in a fixed order.
 

@@ -1,6 +1,8 @@
 """The table of rounds: how far each is, its dev and test pass rates, and what the gate said.
 
-print_table(run, rounds(run))
+Reads manifests and states; light enough for `posttrain status`.
+
+    print_table(run, rounds(run))
 """
 
 from typing import Any
@@ -72,13 +74,13 @@ def round_line(run: Run, number: int) -> str:
     rates = ", ".join(
         f"{split} {_percent(row['rates'], split, 'sampled')} sampled, "
         f"{_percent(row['rates'], split, 'greedy')} greedy"
-        for split in ("dev", "test")
+        for split in row["rates"]
     )
     verdict = "promoted" if row["promoted"] else "kept back, the best earlier policy goes on"
     return f"round {number}: {rates}; {verdict}"
 
 
 def _percent(rates: Rates | None, split: str, mode: str) -> str:
-    if rates is None or split not in rates:
+    if rates is None or split not in rates or "all" not in rates[split][mode]:
         return ""
     return f"{100 * rates[split][mode]['all']['value']:.1f} %"

@@ -6,9 +6,8 @@ Knows requests and tokenizers; knows no engine.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
 from posttrain.generation import Request
@@ -16,22 +15,6 @@ from posttrain.models.chat import TERMINATION, decode_response, render_prompt
 
 AllowedTokens = dict[tuple[int, ...], set[int]]
 """Tokens so far → tokens that may follow."""
-
-
-def context_length(folder: Path) -> int:
-    """How many tokens a model of this folder can attend to.
-
-    Raises:
-        BadInput: there is no config, or it does not say.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder}: no model config could be loaded ({error})") from error
-    length = config.to_dict().get("max_position_embeddings")
-    if not isinstance(length, int):
-        raise BadInput(f"{folder}: config.json names no max_position_embeddings")
-    return length
 
 
 def render_requests(

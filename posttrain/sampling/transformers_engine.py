@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
+from posttrain.models.devices import Device, pick_device
+from posttrain.models.folders import context_length
 from posttrain.rows import FinishReason
 from posttrain.sampling.draws import draw_tokens, uniforms
 from posttrain.sampling.prompts import (
     AllowedTokens,
     allowed_tokens,
-    context_length,
     ends_in_stop,
     render_requests,
     response_text,
@@ -47,10 +48,14 @@ class _Row:
 
 
 class TransformersEngine:
-    """A causal language model on the first accelerator, or on the processor."""
+    """A causal language model in this process."""
 
     def __init__(
-        self, model_folder: Path, settings: TransformersEngineSettings, template: Path | None = None
+        self,
+        model_folder: Path,
+        settings: TransformersEngineSettings,
+        template: Path | None = None,
+        device: Device = "auto",
     ) -> None:
         """Load model and tokenizer.
 
@@ -58,15 +63,16 @@ class TransformersEngine:
             model_folder: a Hugging Face model folder.
             settings: dtype and batch size.
             template: chat template in place of the tokenizer's own.
+            device: where to compute, as `resources.device` says it.
 
         Raises:
-            BadInput: the folder holds no model or no usable tokenizer.
+            BadInput: the folder holds no model or no usable tokenizer, or the device is missing.
         """
         self._tokenizer = load_tokenizer(model_folder, template)
         self._ends = end_token_ids(self._tokenizer)
         self._context = context_length(model_folder)
         self._batch_size = settings.batch_size
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(pick_device(device))
         self._model = _load(model_folder, settings, self._device)
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import BadInput, PosttrainError
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
+from posttrain.models.folders import context_length
 from posttrain.sampling.prompts import (
     allowed_tokens,
-    context_length,
     render_requests,
     response_text,
 )

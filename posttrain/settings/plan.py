@@ -12,7 +12,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from posttrain.rows import Strength
 from posttrain.settings.base import Settings
-from posttrain.settings.engines import EngineSettings, TransformersEngineSettings
+from posttrain.settings.engines import (
+    EngineSettings,
+    SandboxLimits,
+    TransformersEngineSettings,
+)
 from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -224,6 +228,8 @@ class Resources(Settings):
     """One process for each heavy step, or one shared by a round's steps; `auto` shares only on a
     machine without an accelerator."""
     sandbox_workers: Annotated[int, Field(ge=1)] = 2
+    sandbox: SandboxLimits = SandboxLimits()
+    """What one model-written program may use."""
     min_free_gib: Annotated[float, Field(ge=0)] = 1.0
     """Disk space that must stay free beside what a step is expected to write."""
     reject_share: Share = 0.05

@@ -1,6 +1,8 @@
 """What a `recipe.yaml` may say. Order: these defaults < recipe.yaml < plan < `--set`.
 
-load_recipe_settings(workspace, "math", {"k": 16})
+Knows every key, its bounds and its default; hooks are code, and found by name.
+
+    load_recipe_settings(workspace, "math", {"k": 16})
 """
 
 from typing import Annotated, Literal

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.rows import Strength
 from posttrain.settings.base import Settings
-from posttrain.settings.pipeline import Pipeline
+from posttrain.settings.pipeline import Decontaminate, Pipeline
 from posttrain.settings.plan import (
     Annotator,
     Evaluation,
@@ -34,6 +34,8 @@ class PromptsStage(Settings):
     sources: tuple[Source, ...]
     splits: Splits
     held_out: bool
+    max_context: int | None
+    """Tokens a sampling engine takes at most, where that is less than the model's context."""
     recipes: Recipes
 
 
@@ -41,6 +43,7 @@ class HumanStage(Settings):
     """Check human-written examples."""
 
     splits: Splits
+    decontaminate: Decontaminate
 
 
 class PreferencesStage(Settings):
@@ -51,6 +54,7 @@ class PreferencesStage(Settings):
     annotator: Annotator
     splits: Splits
     max_similarity: float
+    decontaminate: Decontaminate
     recipes: Recipes
 
 
@@ -144,10 +148,19 @@ class TasksStage(Settings):
     splits: Splits
     tasks: Tasks
     sampling: Sampling
+    max_context: int | None
     recipes: Recipes
 
 
 CIRCUMSTANCES = frozenset(
+    {
+        # Where a file lies; its content enters on its own.
+        "sources.*.path",
+        "evaluation.sources",
+        "annotator.rules",
+        "judge.rules",
+    }
+) | frozenset(
     f"sampling.{key}"
     for key in (
         "shard_size",

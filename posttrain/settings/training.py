@@ -37,7 +37,7 @@ class TrainingSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many optimizer steps, whatever `epochs` says."""
+    """Stop after this many optimizer steps if `epochs` has not ended before."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows (pairs for the reward model and DPO) an optimizer step."""
     max_length: Annotated[int, Field(ge=8)] = 4096

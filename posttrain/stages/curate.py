@@ -4,6 +4,7 @@ from posttrain.curation.contract import CurationTools, Scored
 from posttrain.curation.curate import curate
 from posttrain.embedding import Embedder, embedder_folder
 from posttrain.hooks import Grade
+from posttrain.prompt_sources import held_out_prompts
 from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.stages import CurateStage
 from posttrain.steps.output import Inputs, Output
@@ -21,11 +22,6 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
         for folder in inputs.named("human:").values()
         for row in load_rows(folder / "train.jsonl", Example)
     ]
-    heldout = [
-        prompt
-        for split in ("dev", "test")
-        for prompt in load_rows(inputs["heldout"] / f"{split}.jsonl", Prompt)
-    ]
     chosen = [
         *load_rows(inputs["select"] / "selected.jsonl", Candidate),
         *load_rows(inputs["score"] / "earlier.jsonl", Candidate),
@@ -38,8 +34,8 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
         rows,
         settings.pipeline,
         CurationTools(
-            rules=load_functions(inputs["data_quality"] / "rules.py"),
-            heldout=heldout,
+            rules=load_functions(inputs["rules"]),
+            heldout=held_out_prompts(inputs["heldout"]),
             shares=settings.mix,
             embed=embedder.embed,
             seed=settings.seed,
@@ -49,7 +45,14 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
     for count in result.counts:
         lost = count.rows_in - count.rows_out
         for row in result.dropped[start : start + lost]:
-            out.drop(row.id, row.reason, step=row.step, **row.extra)
+            out.drop(
+                row.id,
+                row.reason,
+                step=row.step,
+                parents=list(row.example.parents),
+                messages=[turn.to_json() for turn in row.example.messages],
+                **row.extra,
+            )
         start += lost
         out.part(count.step, count.rows_in, count.rows_out, count.modified)
     out.write("train", result.kept)
@@ -70,10 +73,11 @@ def _scored(row: Candidate, round_number: int) -> Scored:
             "id": f"example/{row.id}",
             "parents": (row.id,),
             "messages": (*prompt, row.messages[-1]),
+            "tools": row.tools,
             "capability": row.capability,
             "source": f"rejection sampling, round {extra['round']}",
             "round": round_number,
-            "pass_rate": extra["pass_rate"],
+            "pass_rate": extra.get("pass_rate"),
             "level": extra.get("level"),
         }
     )
@@ -85,6 +89,7 @@ def _scored(row: Candidate, round_number: int) -> Scored:
         Prompt(
             id=row.prompt_id,
             prompt=tuple(prompt),
+            tools=row.tools,
             capability=row.capability,
             level=extra.get("level"),
         ),

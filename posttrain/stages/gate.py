@@ -1,6 +1,10 @@
-"""Decides on dev whether a round's model becomes the next policy; the choice is one small file."""
+"""Decides on dev whether a round's model becomes the next policy; the choice is one small file.
+
+A round that regresses past the tolerance is kept back, and the best policy so far goes on.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from posttrain.errors import GuardFailed
@@ -11,52 +15,65 @@ from posttrain.tables import read_json
 
 
 def run(inputs: Inputs, settings: GateStage, out: Output) -> None:
-    """Write `policy.json`: which step's model goes on, and why."""
-    measured = read_json(inputs["measure"] / "rates.json")
-    dev = float(measured["dev"]["sampled"]["all"]["value"])
+    """Write `policy.json`: which step's model goes on and its dev figures; beside it the best."""
+    mine = _measured(inputs, settings)
     before = read_json(inputs["before"] / "policy.json") if "before" in inputs.paths else None
-    best = float(before["best_dev"]) if before else dev
-    promoted = before is None or dev >= best - settings.gate.tolerance
-    lengths = measured["dev"]["sampled"]["lengths"]
-    _guard_lengths(lengths, before, settings.gate)
-    fingerprint = str(read_json(inputs["candidate"] / "manifest.json")["fingerprint"])
-    chosen = {"step": settings.candidate, "fingerprint": fingerprint}
-    if before is not None and not promoted:
-        chosen = {"step": before["step"], "fingerprint": before["fingerprint"]}
-    out.write_json(
-        "policy",
-        {
-            **chosen,
-            "round": settings.round,
-            "promoted": promoted,
-            "dev": dev,
-            "best_dev": max(dev, best),
-            "tolerance": settings.gate.tolerance,
-            "mean_tokens": before["mean_tokens"]
-            if before and not promoted
-            else lengths["mean_tokens"],
-        },
-    )
-    out.metrics(promoted=promoted, dev=dev, best_dev=max(dev, best))
+    best = before["best"] if before else mine
+    _guard_lengths(mine, before, settings.gate)
+    promoted = before is None or mine["dev"] >= best["dev"] - settings.gate.tolerance
+    chosen = mine if promoted else best
+    policy = {
+        **chosen,
+        "round": settings.round,
+        "promoted": promoted,
+        "best": mine if mine["dev"] >= best["dev"] else best,
+        "tolerance": settings.gate.tolerance,
+    }
+    out.write_json("policy", policy)
+    out.metrics(promoted=promoted, dev=mine["dev"], best_dev=policy["best"]["dev"])
 
 
-def _guard_lengths(
-    lengths: Mapping[str, float], before: Mapping[str, Any] | None, gate: Gate
-) -> None:
+def _measured(inputs: Inputs, settings: GateStage) -> dict[str, Any]:
+    """This round's model with what the gate looks at.
+
+    Raises:
+        GuardFailed: no dev response could be verified, so there is nothing to decide by.
+    """
+    dev = _sampled_dev(inputs["measure"])
+    if "all" not in dev:
+        raise GuardFailed(
+            "no recipe of the mix verifies its dev responses, so the gate has nothing to decide "
+            "by; give at least one recipe a verify hook"
+        )
+    return {
+        "step": settings.candidate,
+        "fingerprint": str(read_json(inputs["candidate"] / "manifest.json")["fingerprint"]),
+        "dev": float(dev["all"]["value"]),
+        "mean_tokens": float(dev["lengths"]["mean_tokens"]),
+        "eos_share": float(dev["lengths"]["eos_share"]),
+    }
+
+
+def _sampled_dev(folder: Path) -> dict[str, Any]:
+    rates: dict[str, Any] = read_json(folder / "rates.json")["dev"]["sampled"]
+    return rates
+
+
+def _guard_lengths(mine: Mapping[str, Any], before: Mapping[str, Any] | None, gate: Gate) -> None:
     """Stop at a model that has not learned to end, or whose responses grow out of hand.
 
     Raises:
         GuardFailed: naming the measure, its limit and the setting.
     """
-    if lengths["eos_share"] < gate.min_eos_share:
+    if mine["eos_share"] < gate.min_eos_share:
         raise GuardFailed(
-            f"only {lengths['eos_share']:.0%} of the sampled dev responses end by themselves, "
+            f"only {mine['eos_share']:.0%} of the sampled dev responses end by themselves, "
             f"gate.min_eos_share asks for {gate.min_eos_share:.0%}; is the termination token "
             "among the SFT targets?"
         )
     limit = gate.max_length_growth * float(before["mean_tokens"]) if before else float("inf")
-    if lengths["mean_tokens"] > limit:
+    if mine["mean_tokens"] > limit:
         raise GuardFailed(
-            f"dev responses have {lengths['mean_tokens']:.1f} tokens on average, more than "
+            f"dev responses have {mine['mean_tokens']:.1f} tokens on average, more than "
             f"gate.max_length_growth ({gate.max_length_growth}) times the last policy's"
         )

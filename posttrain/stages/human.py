@@ -3,7 +3,9 @@
 One whose prompt belongs to dev or test by its hash is never trained on, whatever file it stands in.
 """
 
+from posttrain.curation.decontaminate import held_out_in, index_heldout
 from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.prompt_sources import held_out_prompts
 from posttrain.rows import Example, split_of
 from posttrain.settings.stages import HumanStage
 from posttrain.steps.output import Inputs, Output
@@ -17,6 +19,7 @@ def run(inputs: Inputs, settings: HumanStage, out: Output) -> None:
         BadInput: a larger share of a file is malformed than resources.reject_share allows.
     """
     forbidden = control_tokens(load_tokenizer(inputs["base"]))
+    heldout = index_heldout(held_out_prompts(inputs["heldout"]), settings.decontaminate.ngram)
     kept: dict[str, Example] = {}
     rows_in = 0
     for path in inputs.named("human:").values():
@@ -26,8 +29,11 @@ def run(inputs: Inputs, settings: HumanStage, out: Output) -> None:
         rows_in += len(table.rows) + len(table.rejects)
         for row in table.rows:
             split = split_of(row.messages[:-1], settings.splits.dev, settings.splits.test)
+            hit = held_out_in(row.messages, heldout, settings.decontaminate)
             if split != "train":
                 out.drop(row.id, f"belongs to {split}")
+            elif hit is not None:
+                out.drop(row.id, hit.reason, heldout=hit.heldout, share=hit.share)
             elif row.id in kept:
                 out.drop(row.id, "duplicate id")
             else:

@@ -14,10 +14,10 @@ from posttrain.responses import Asked, Draw, candidates_of, plain_requests
 from posttrain.rows import Candidate, Prompt
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
-from posttrain.sandbox import Sandbox
 from posttrain.settings.stages import MeasureStage
 from posttrain.statistics import Rate, mean_interval
-from posttrain.steps.output import WORK, Inputs, Output
+from posttrain.steps.manifest import WORK
+from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 
 Pair = tuple[Candidate, Prompt]
@@ -29,18 +29,20 @@ def run(inputs: Inputs, settings: MeasureStage, out: Output) -> None:
         split: load_rows(inputs["heldout"] / f"{split}.jsonl", Prompt) for split in ("dev", "test")
     }
     model = inputs["model"] / "model" if (inputs["model"] / "model").is_dir() else inputs["model"]
-    engine = open_engine(settings.sampling.engine, model, inputs.paths.get("template"))
+    engine = open_engine(
+        settings.sampling.engine, model, inputs.paths.get("template"), inputs.resources.device
+    )
     try:
         answered = _answers(engine, held_out, settings, out)
     finally:
         engine.close()
     recipes = open_recipes(inputs.workspace, settings.recipes)
-    handle = StepHandle(Sandbox(), settings.seed)
+    handle = StepHandle(inputs.resources.sandbox, settings.seed)
     rates: dict[str, Any] = {}
     rows = []
     for (split, mode), pairs in answered.items():
         verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)
-        passed = [verdict is None or verdict.passed for verdict in verdicts]
+        passed = [None if verdict is None else verdict.passed for verdict in verdicts]
         judged = [
             (row.model_copy(update={"passed": ok}), prompt)
             for (row, prompt), ok in zip(pairs, passed, strict=True)
@@ -94,12 +96,15 @@ def _answers(
 
 
 def _rates(
-    pairs: Sequence[Pair], passed: Sequence[bool], settings: MeasureStage
+    pairs: Sequence[Pair], passed: Sequence[bool | None], settings: MeasureStage
 ) -> dict[str, dict[str, float]]:
-    """Pass rate of each capability, and of all weighted by the mix."""
+    """Pass rate of each capability that has a verifier, and of all those weighted by the mix."""
     by_prompt: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for (_, prompt), ok in zip(pairs, passed, strict=True):
-        by_prompt[prompt.capability][prompt.id].append(ok)
+        if ok is not None:
+            by_prompt[prompt.capability][prompt.id].append(ok)
+    if not by_prompt:
+        return {}
     confidence = settings.evaluation.confidence
     means = {c: [fmean(oks) for oks in prompts.values()] for c, prompts in by_prompt.items()}
     found = {c: mean_interval(values, confidence) for c, values in sorted(means.items())}

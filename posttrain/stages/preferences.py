@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from posttrain.annotation import people_from, preference_of, similarity, simulate
+from posttrain.curation.decontaminate import held_out_in, index_heldout
 from posttrain.errors import BadInput, WaitingForPeople
 from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.prompt_sources import held_out_prompts
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
-from posttrain.sandbox import Sandbox
 from posttrain.settings.plan import FileAnnotator, SimulatedAnnotator
 from posttrain.settings.stages import PreferencesStage
 from posttrain.steps.output import Inputs, Output
@@ -38,16 +39,20 @@ def run(inputs: Inputs, settings: PreferencesStage, out: Output) -> None:
         out.write("judgments", judgments)
         rows_in += len(judgments) + malformed
         found += _from_judgments(tasks, judgments, out)
+    heldout = index_heldout(held_out_prompts(inputs["heldout"]), settings.decontaminate.ngram)
     by_split: dict[Split, list[Preference]] = {"train": [], "dev": [], "test": []}
     known: set[str] = set()
     for row in found:
         reason = _reason_to_drop(row, known, settings)
+        split = split_of(row.prompt, settings.splits.dev, settings.splits.test)
+        hit = held_out_in(row.prompt, heldout, settings.decontaminate)
+        if not reason and split == "train" and hit is not None:
+            reason = f"{hit.reason}: {hit.heldout}"
         if reason:
-            out.drop(row.id, reason)
+            out.drop(row.id, reason, row=row.to_json())
             continue
         known.add(row.id)
         row = row if row.batch else row.model_copy(update={"batch": f"round-{settings.round}"})
-        split = split_of(row.prompt, settings.splits.dev, settings.splits.test)
         by_split[split].append(row)
     for name, rows in by_split.items():
         out.write(name, rows)
@@ -72,7 +77,7 @@ def _answers(
     if not isinstance(settings.annotator, SimulatedAnnotator):
         return _answers_of_people(inputs, settings.annotator, tasks, out)
     recipes = open_recipes(inputs.workspace, settings.recipes)
-    handle = StepHandle(Sandbox(), settings.seed)
+    handle = StepHandle(inputs.resources.sandbox, settings.seed)
 
     def verify(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
         verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)

@@ -18,7 +18,8 @@ from posttrain.rows import Candidate, Prompt
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.stages import SampleStage
-from posttrain.steps.output import WORK, Inputs, Output
+from posttrain.steps.manifest import WORK
+from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_json
 
 
@@ -30,7 +31,10 @@ def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
     model = str(read_json(inputs["policy"] / "manifest.json")["address"])
     by_request = {one.request.id: one for one in asked}
     engine = open_engine(
-        settings.sampling.engine, inputs["policy"] / "model", inputs.paths.get("template")
+        settings.sampling.engine,
+        inputs["policy"] / "model",
+        inputs.paths.get("template"),
+        inputs.resources.device,
     )
     forbidden = control_tokens(load_tokenizer(inputs["policy"] / "model"))
     tokens = stopped = total = 0

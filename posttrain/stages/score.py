@@ -1,44 +1,92 @@
 """Scores every response with this round's reward model, and earlier rounds' choices again.
 
-Scores of two reward models cannot be compared, so earlier rounds' rows are scored anew.
+Scores of two reward models cannot be compared, so earlier rounds' rows are scored anew. A row that
+does not fit the reward model's context is dropped and counted.
 """
 
+from collections.abc import Iterable, Sequence
+
+from posttrain.errors import GuardFailed
+from posttrain.models.devices import pick_device
 from posttrain.rows import Candidate
-from posttrain.scoring import RewardScorer
+from posttrain.scoring import TOO_LONG, Dialog, RewardScorer
 from posttrain.settings.stages import ScoreStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 
 _CHUNK = 1024
+_NUM_CHECKED = 4
+_TOLERANCE = 1e-4
+"""How far a row's score may move with its batch; on float32, rounding alone moves it less."""
 
 
 def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
-    """Write `responses.jsonl` (this round's) and `earlier.jsonl`, each row with its score."""
-    tables = {"responses": load_rows(inputs["sample"] / "responses.jsonl", Candidate)}
-    earlier = inputs.named("select:").values()
-    tables["earlier"] = [
-        _renamed(row)
-        for folder in earlier
+    """Write `responses.jsonl` (this round's) and `earlier.jsonl`, each row with its score.
+
+    Raises:
+        GuardFailed: a score depends on the rows it shares a batch with.
+    """
+    responses = load_rows(inputs["sample"] / "responses.jsonl", Candidate)
+    earlier = _earlier_choices(inputs)
+    scorer = RewardScorer(
+        inputs["reward"] / "model",
+        inputs.paths.get("template"),
+        device=pick_device(inputs.resources.device),
+    )
+    scored = _scored(scorer, [*responses, *earlier], out)
+    kept = [row for row in scored if row.score is not None]
+    _check_alone(scorer, kept)
+    for row in scored:
+        if row.score is None:
+            out.drop(row.id, TOO_LONG, parents=list(row.parents))
+    out.write("responses", (row for row in scored[: len(responses)] if row.score is not None))
+    out.write("earlier", (row for row in scored[len(responses) :] if row.score is not None))
+    out.part("score", len(scored), len(kept))
+
+
+def _earlier_choices(inputs: Inputs) -> list[Candidate]:
+    """What earlier rounds selected.
+
+    A prompt may be sampled in several rounds: the round makes its responses' ids differ.
+    """
+    return [
+        row.model_copy(
+            update={
+                "id": f"round-{(row.model_extra or {})['round']}/{row.id}",
+                "parents": (row.id,),
+            }
+        )
+        for folder in inputs.named("select:").values()
         for row in load_rows(folder / "selected.jsonl", Candidate)
     ]
-    scorer = RewardScorer(inputs["reward"] / "model", inputs.paths.get("template"))
-    total = sum(map(len, tables.values()))
-    done = 0
-    for name, rows in tables.items():
-        scored = []
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            scores = scorer.score([row.messages for row in chunk])
-            scored += [
-                row.model_copy(update={"score": s}) for row, s in zip(chunk, scores, strict=True)
-            ]
-            done += len(chunk)
-            out.progress(done, total)
-        out.write(name, scored)
-    out.part("score", total, total)
 
 
-def _renamed(row: Candidate) -> Candidate:
-    """A prompt may be sampled in several rounds: the round makes its responses' ids differ."""
-    number = (row.model_extra or {})["round"]
-    return row.model_copy(update={"id": f"round-{number}/{row.id}", "parents": (row.id,)})
+def _scored(scorer: RewardScorer, rows: Sequence[Candidate], out: Output) -> list[Candidate]:
+    """The rows with this model's scores; None where a row does not fit the model's context."""
+    scored: list[Candidate] = []
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        scores = scorer.score(_dialogs(chunk))
+        scored += [
+            row.model_copy(update={"score": score})
+            for row, score in zip(chunk, scores, strict=True)
+        ]
+        out.progress(len(scored), len(rows))
+    return scored
+
+
+def _check_alone(scorer: RewardScorer, scored: Sequence[Candidate]) -> None:
+    """Score a few rows one by one: padding and neighbours must not matter."""
+    step = max(1, len(scored) // _NUM_CHECKED)
+    for row in scored[::step][:_NUM_CHECKED]:
+        (alone,) = scorer.score(_dialogs([row]))
+        assert alone is not None and row.score is not None
+        if abs(alone - row.score) > _TOLERANCE:
+            raise GuardFailed(
+                f"{row.id} scores {row.score} in its batch and {alone} alone, expected a "
+                f"difference of at most {_TOLERANCE}: the reward model reads padding or other rows"
+            )
+
+
+def _dialogs(rows: Iterable[Candidate]) -> list[Dialog]:
+    return [Dialog(row.messages, row.tools) for row in rows]

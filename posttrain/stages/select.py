@@ -11,7 +11,6 @@ from posttrain.judging import Judge, SimulatedJudge
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.responses import repetition
 from posttrain.rows import Candidate, Prompt, content_id
-from posttrain.sandbox import Sandbox
 from posttrain.settings.plan import Selection
 from posttrain.settings.stages import SelectStage
 from posttrain.steps.output import Inputs, Output
@@ -26,7 +25,7 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     verdicts = verify_all(
         open_recipes(inputs.workspace, settings.recipes),
         [(row, prompts[row.prompt_id]) for row in rows],
-        StepHandle(Sandbox(), 0),
+        StepHandle(inputs.resources.sandbox, 0),
         inputs.resources.sandbox_workers,
     )
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
@@ -37,7 +36,8 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     for prompt_id, group in groups.items():
         passing = _through_gates(group, settings.selection, out)
         passing.sort(key=_best_first)
-        rate = sum(v is None or v.passed for _, v in group) / len(group)
+        known = [verdict.passed for _, verdict in group if verdict is not None]
+        rate = sum(known) / len(known) if known else None
         best = passing[: settings.selection.keep]
         for row in passing[settings.selection.keep :]:
             out.drop(row.id, "not the best of K", score=row.score)
@@ -61,11 +61,15 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     out.write("selected", selected)
     out.write("hard", hard)
     out.part("select", len(rows), len(selected))
+    verified = [verdict.passed for verdict in verdicts if verdict is not None]
     out.metrics(
         prompts=len(prompts),
         hard_prompts=len(hard),
-        pass_rate=sum(v is None or v.passed for v in verdicts) / max(1, len(verdicts)),
+        prompts_without_response=len(prompts.keys() - groups.keys()),
+        verified=len(verified),
     )
+    if verified:
+        out.metrics(pass_rate=sum(verified) / len(verified))
 
 
 def _through_gates(

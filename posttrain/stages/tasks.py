@@ -16,7 +16,8 @@ from posttrain.rows import Message, Prompt, Task, content_id, stable_seed
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.stages import TasksStage
-from posttrain.steps.output import WORK, Inputs, Output
+from posttrain.steps.manifest import WORK
+from posttrain.steps.output import Inputs, Output
 from posttrain.tables import read_json
 
 
@@ -76,6 +77,7 @@ def _answers(
         settings.sampling.engine,
         folder if folder.is_dir() else inputs[model],
         inputs.paths.get("template"),
+        inputs.resources.device,
     )
     try:
         shards = out.path / WORK / model.replace(":", "-")
@@ -102,6 +104,7 @@ def _task(
             "prompt": prompt.prompt,
             "a": a,
             "b": b,
+            "tools": prompt.tools,
             "model_a": models[0],
             "model_b": models[1],
             "capability": prompt.capability,

@@ -6,6 +6,7 @@ devices and counts of workers do not.
     payload = payload_of(step, run, hashes);  digest = fingerprint(payload)
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,9 @@ from typing import Any
 from posttrain.rows import canonical_json
 from posttrain.tables import write_json
 
-MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".model")
+MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+NOT_READ = ("recipe.yaml", "README.md")
+"""Files of a folder that no step reads as they stand: a recipe's settings enter as literals."""
 _BLOCK = 1 << 20
 
 
@@ -30,12 +33,17 @@ def fingerprint(payload: Mapping[str, Any]) -> str:
 
 
 def without(settings: Mapping[str, Any], paths: Collection[str], at: str = "") -> dict[str, Any]:
-    """A copy of nested settings that lacks the dotted paths."""
+    """A copy of nested settings that lacks the dotted paths; `*` stands for any place in a list."""
     kept = {}
     for key, value in settings.items():
         path = f"{at}.{key}" if at else key
-        if path not in paths:
-            kept[key] = without(value, paths, path) if isinstance(value, Mapping) else value
+        if path in paths:
+            continue
+        if isinstance(value, Mapping):
+            value = without(value, paths, path)
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            value = [without(one, paths, f"{path}.*") for one in value]
+        kept[key] = value
     return kept
 
 
@@ -80,7 +88,9 @@ class ContentHashes:
     def save(self) -> None:
         """Write the memory to disk if it grew."""
         if self._dirty:
-            write_json(self._store, self._known)
+            # A workspace that cannot be written to may still be looked at.
+            with contextlib.suppress(OSError):
+                write_json(self._store, self._known)
             self._dirty = False
 
 
@@ -89,7 +99,8 @@ def _files_of(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith((".", "__pycache__")) for part in parts)
-        if path.is_file() and not hidden and (path.suffix in MODEL_SUFFIXES or not is_model):
+        wanted = path.suffix in MODEL_SUFFIXES if is_model else path.name not in NOT_READ
+        if path.is_file() and not hidden and wanted:
             yield path
 
 

@@ -22,5 +22,7 @@ class Job(Settings):
     resources: dict[str, Any]
     machine: str
     """A file of this run that remembers what was decided once, such as the precision."""
+    trains: bool
+    """Whether it trains a model, and so wants one device for itself."""
     log: str
     argv: list[str]

@@ -1,7 +1,9 @@
 """One writer per run: a file lock with its holder's host, process and heartbeat.
 
-with run_lock(Path("runs/tiny")):
-    ...
+The kernel frees the lock with its holder; the heartbeat serves other hosts.
+
+    with run_lock(Path("runs/tiny")):
+        ...
 """
 
 import json

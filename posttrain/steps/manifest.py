@@ -1,11 +1,12 @@
 """The manifest of a published step: written last, so that its existence means the step is whole.
 
-manifest = read_manifest(run / "round-1/dpo");  check_sizes(run / "round-1/dpo", manifest)
+Knows files, hashes and the order in which they become durable; knows no step's meaning.
+
+    manifest = read_manifest(run / "round-1/dpo");  check_sizes(run / "round-1/dpo", manifest)
 """
 
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from posttrain.steps.fingerprint import file_hash, fsync_folder
 from posttrain.tables import read_json, write_json
 
 MANIFEST = "manifest.json"
+IDENTITY = "identity.json"
+"""In a partial step: the fingerprint of what it will be."""
+WORK = "work"
+"""Folder in a partial step for checkpoints and shards; never published."""
 COLLECTED = "collected.json"
 """Names the files that `posttrain gc` removed from a published step."""
 _PACKAGES = ("posttrain", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm")
@@ -45,6 +50,8 @@ class Manifest(Settings):
     funnel: list[dict[str, Any]]
     """Rows in, out, and dropped by reason, for each part of the step."""
     metrics: dict[str, Any]
+    circumstances: dict[str, Any]
+    """Device, precision, batch division: they do not define the step."""
     seconds: float
     peak_memory_mib: int
     versions: dict[str, str]
@@ -59,19 +66,29 @@ def list_files(folder: Path) -> dict[str, PublishedFile]:
     """Hash and size of every file below a folder, each fsynced first."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        if path.name in (MANIFEST, COLLECTED):
+        name = path.relative_to(folder)
+        if name.parts[0] == WORK or str(name) in (MANIFEST, COLLECTED, IDENTITY):
             continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        found[path.relative_to(folder).as_posix()] = PublishedFile(
-            sha256=file_hash(path), size=path.stat().st_size
-        )
+        found[name.as_posix()] = PublishedFile(sha256=file_hash(path), size=path.stat().st_size)
     return found
 
 
 def publish(partial: Path, final: Path, manifest: Manifest) -> None:
-    """Write the manifest into the partial folder and give the folder its final name."""
+    """Write the manifest into the partial folder and give the folder its final name.
+
+    What a killed step would go on from is removed only once the manifest is durable.
+    """
     write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+    finish(partial, final)
+
+
+def finish(partial: Path, final: Path) -> None:
+    """Give a partial folder that has its manifest its final name."""
+    fsync_folder(partial)
+    shutil.rmtree(partial / WORK, ignore_errors=True)
+    (partial / IDENTITY).unlink(missing_ok=True)
     for folder in [p for p in partial.rglob("*") if p.is_dir()] + [partial]:
         fsync_folder(folder)
     partial.rename(final)
@@ -113,11 +130,11 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
         if name in gone:
             continue
         if not path.is_file():
-            raise Damaged(f"{folder.name}/{name}: published, but missing now; {_MEND}")
+            raise Damaged(f"{manifest.address}/{name}: published, but missing now; {_MEND}")
         size = path.stat().st_size
         if size != published.size:
             raise Damaged(
-                f"{folder.name}/{name}: {size} bytes, published with {published.size}; {_MEND}"
+                f"{manifest.address}/{name}: {size} bytes, published with {published.size}; {_MEND}"
             )
 
 
@@ -156,9 +173,15 @@ def git_commit(folder: Path) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def forget_peak_memory() -> None:
+    """Start a new peak, so that a shared process tells the peak of each step."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mib() -> int:
-    """Largest resident set of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Largest resident set of this process since `forget_peak_memory`, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
 def command_line() -> list[str]:

@@ -1,9 +1,11 @@
 """What a step's function gets: what it reads, and the folder it writes with its books.
 
-def run(inputs: Inputs, settings: SftStep, out: Output) -> None:
-    rows = load_rows(inputs["curate"] / "train.jsonl", Example)
-    out.write("report", rows)
-    out.metrics(loss=0.4)
+Knows folders and counts; a stage never opens a manifest of its own.
+
+    def run(inputs: Inputs, settings: SftStep, out: Output) -> None:
+        rows = load_rows(inputs["curate"] / "train.jsonl", Example)
+        out.write("report", rows)
+        out.metrics(loss=0.4)
 """
 
 from collections import Counter
@@ -17,9 +19,6 @@ from pydantic import BaseModel
 from posttrain.settings.plan import Resources
 from posttrain.tables import Reject, write_json, write_rows
 from posttrain.workspace import Workspace
-
-WORK = "work"
-"""Folder inside a partial step for checkpoints and shards; never published."""
 
 Progress = Callable[[int, int], None]
 

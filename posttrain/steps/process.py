@@ -1,9 +1,12 @@
 """Starts workers under a guard, gives them jobs and tells how each ended.
 
-with WorkerPool(shared=True, threads=1) as pool:
-    pool.run(job, on_progress)
+Knows pipes and processes; what a job computes is its stage's affair.
+
+    with WorkerPool(shared=True, threads=1) as pool:
+        pool.run(job, on_progress)
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,9 +27,10 @@ _LOG_TAIL_LINES = 15
 class Worker:
     """One worker process, its guard, and the pipe whose end means we are gone."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, one_device: bool) -> None:
         life_read, self._life = os.pipe()
-        command = [sys.executable, "-m", "posttrain.steps.worker"]
+        # -P: no file of the folder we stand in may shadow a module.
+        command = [sys.executable, "-P", "-m", "posttrain.steps.worker"]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", guard.__file__, str(life_read), *command],
             stdin=subprocess.PIPE,
@@ -34,7 +38,7 @@ class Worker:
             text=True,
             pass_fds=[life_read],
             start_new_session=True,
-            env=_environment(threads),
+            env=_environment(threads, one_device),
         )
         os.close(life_read)
 
@@ -63,17 +67,15 @@ class Worker:
         status = self._process.wait()
         raise StepFailed(_last_words(job, status))
 
-    def alive(self) -> bool:
-        """Whether it can take another job."""
-        return self._process.poll() is None
-
     def close(self) -> None:
         """End the worker and everything below it."""
         os.close(self._life)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            # What was written to a dead worker cannot be flushed any more.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 class WorkerPool:
@@ -86,7 +88,8 @@ class WorkerPool:
     def run(self, job: Job, on_progress: Callable[[int, int], None]) -> None:
         """Run a job in the shared worker, or in one of its own."""
         if self._worker is None:
-            self._worker = Worker(self._threads)
+            # The trainers of one process would split a batch over every GPU they see.
+            self._worker = Worker(self._threads, job.trains and not self._shared)
         try:
             self._worker.run(job, on_progress)
         except PosttrainError:
@@ -97,9 +100,9 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the worker, if there is one."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -118,10 +121,12 @@ def has_accelerator() -> bool:
     return any(Path(p).exists() for p in ("/dev/nvidia0", "/dev/kfd", "/dev/accel0"))
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, one_device: bool) -> dict[str, str]:
     """A worker never calls out, and its threads do not spin against each other."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     return {
         **os.environ,
+        **({"CUDA_VISIBLE_DEVICES": visible} if one_device else {}),
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",

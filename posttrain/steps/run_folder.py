@@ -1,10 +1,11 @@
 """The folder of one run: which steps are done, to run, stale, waiting or not yet known.
 
-folder = RunFolder(workspace.runs("tiny"))
-folder.state(step)      # State(kind="stale", reasons=("dpo.beta 0.1 → 0.2",))
+Knows identities and published folders; runs nothing.
+
+    folder = RunFolder(workspace.runs("tiny"))
+    folder.state(step)      # State(kind="stale", reasons=("dpo.beta 0.1 → 0.2",))
 """
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,10 +151,12 @@ class RunFolder:
             manifest = self.manifest(step)
             if manifest is None:
                 continue
-            place = self.root / ".replaced" / f"{step.address}-{manifest.fingerprint[:8]}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if place.exists():
-                shutil.rmtree(place)
+            base = self.root / ".replaced" / f"{step.address}-{manifest.fingerprint[:8]}"
+            base.parent.mkdir(parents=True, exist_ok=True)
+            place, copies = base, 1
+            while place.exists():
+                copies += 1
+                place = base.with_name(f"{base.name}-{copies}")
             self.path(step).rename(place)
             moved.append(place)
         self.forget()

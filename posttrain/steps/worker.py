@@ -9,7 +9,6 @@ controller stays light. It lives under `posttrain.steps.guard`.
 import importlib
 import json
 import os
-import shutil
 import socket
 import sys
 import time
@@ -25,13 +24,15 @@ from posttrain.settings.plan import Resources
 from posttrain.steps.job import Job
 from posttrain.steps.manifest import (
     Manifest,
+    forget_peak_memory,
     git_commit,
     list_files,
     peak_memory_mib,
     publish,
     versions,
 )
-from posttrain.steps.output import WORK, Inputs, Output
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import read_json
 from posttrain.workspace import Workspace
 
 _PROGRESS_SECONDS = 0.2
@@ -63,6 +64,7 @@ def run_job(job: Job, answers: TextIO, started: float) -> None:
     kind = get_type_hints(function)["settings"]
     settings = parse(kind, job.settings, job.address)
     partial, final = Path(job.partial), Path(job.final)
+    forget_peak_memory()
     inputs = Inputs(
         paths={k: Path(v) for k, v in job.paths.items()},
         workspace=Workspace(Path(job.workspace)),
@@ -72,8 +74,6 @@ def run_job(job: Job, answers: TextIO, started: float) -> None:
     out = Output(partial, _reporter(answers))
     function(inputs, settings, out)
     books = out.close()
-    shutil.rmtree(partial / WORK, ignore_errors=True)
-    (partial / "identity.json").unlink()
     publish(
         partial,
         final,
@@ -85,6 +85,7 @@ def run_job(job: Job, answers: TextIO, started: float) -> None:
             files=list_files(partial),
             seconds=round(time.monotonic() - started, 2),
             peak_memory_mib=peak_memory_mib(),
+            circumstances=_circumstances(job),
             versions=versions(),
             git_commit=git_commit(Path(job.workspace)),
             argv=job.argv,
@@ -93,6 +94,13 @@ def run_job(job: Job, answers: TextIO, started: float) -> None:
             **books,
         ),
     )
+
+
+def _circumstances(job: Job) -> dict[str, Any]:
+    """What does not define the step, but may decide its last bits."""
+    machine = Path(job.machine)
+    decided = read_json(machine) if machine.is_file() else {}
+    return {**job.resources, **decided}
 
 
 def _redirect(log: Path) -> None:

@@ -5,11 +5,12 @@ Knows the names TRL and transformers use; runs nothing.
     SFTConfig(**trainer_arguments(settings, job))
 """
 
+import math
 from typing import Any
 
-import torch
 from peft import LoraConfig
 
+from posttrain.models.devices import pick_device
 from posttrain.rows import stable_seed
 from posttrain.settings.training import TrainingSettings
 from posttrain.training.job import Job
@@ -21,9 +22,12 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 
 
 def on_cpu(job: Job) -> bool:
-    """Whether the training runs on the CPU."""
-    device = job.resources.device
-    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    """Whether the training runs on the CPU.
+
+    Raises:
+        BadInput: CUDA is wanted and torch sees none.
+    """
+    return pick_device(job.resources.device) == "cpu"
 
 
 def micro_batch(batch_size: int, limit: int | None) -> int:
@@ -33,8 +37,20 @@ def micro_batch(batch_size: int, limit: int | None) -> int:
     return max(size for size in range(1, limit + 1) if batch_size % size == 0)
 
 
-def trainer_arguments(settings: TrainingSettings, job: Job) -> dict[str, Any]:
+def steps_limit(settings: TrainingSettings, num_rows: int) -> int:
+    """What transformers takes as `max_steps`: -1 unless the settings' limit ends the epochs early.
+
+    transformers has its own `max_steps` replace the number of epochs, also where it is larger.
+    """
+    steps = math.ceil(settings.epochs * math.ceil(num_rows / settings.batch_size))
+    limit = settings.max_steps
+    return limit if limit is not None and limit < steps else -1
+
+
+def trainer_arguments(settings: TrainingSettings, job: Job, num_rows: int) -> dict[str, Any]:
     """Keyword arguments that SFTConfig, RewardConfig and DPOConfig share.
+
+    `num_rows` counts the dialogs or pairs of one epoch.
 
     Weights are loaded and kept as float32; at DPO's learning rates most bfloat16 weights would
     never move.
@@ -54,7 +70,7 @@ def trainer_arguments(settings: TrainingSettings, job: Job) -> dict[str, Any]:
         "lr_scheduler_type": SCHEDULES[settings.schedule],
         "warmup_steps": settings.warmup_share,
         "num_train_epochs": settings.epochs,
-        "max_steps": settings.max_steps or -1,
+        "max_steps": steps_limit(settings, num_rows),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "seed": settings.seed,

@@ -1,11 +1,14 @@
 """The job of a training stage, from the circumstances its step runs in.
 
-train_sft(base, rows, out.path / "model", settings, training_job(inputs, out))
+The bridge between steps and trainers: trainers know no step, stages no trainer's files.
+
+    train_sft(base, rows, out.path / "model", settings, training_job(inputs, out))
 """
 
 from typing import cast
 
-from posttrain.steps.output import WORK, Inputs, Output
+from posttrain.steps.manifest import WORK
+from posttrain.steps.output import Inputs, Output
 from posttrain.tables import read_json, write_json
 from posttrain.training.job import Job, Precision, TrainingReport
 from posttrain.training.precision import choose_precision

@@ -172,7 +172,9 @@ def dpo_trainer(
     trainer = Dpo(
         model=str(policy),
         args=DPOConfig(
-            **trainer_arguments(settings, job), beta=settings.beta, precompute_ref_log_probs=True
+            **trainer_arguments(settings, job, len(kept)),
+            beta=settings.beta,
+            precompute_ref_log_probs=True,
         ),
         data_collator=Collator(tokenizer.pad_token_id),
         train_dataset=in_memory(kept),

@@ -7,11 +7,11 @@ processors and slower on others, and nothing but a trial tells.
 """
 
 import time
-from typing import Literal
 
 import torch
 from torch.nn.functional import linear, silu
 
+from posttrain.models.devices import Device, pick_device
 from posttrain.training.job import Precision
 
 NUM_TOKENS, HIDDEN, INNER = 1024, 128, 384
@@ -21,12 +21,15 @@ MIN_GAIN = 1.3
 """How many times faster bfloat16 has to be on a CPU to be worth its rounding."""
 
 
-def choose_precision(device: Literal["auto", "cpu", "cuda"]) -> Precision:
+def choose_precision(device: Device) -> Precision:
     """`bfloat16` where the device is (clearly) faster with it, else `float32`.
 
     On a CPU this takes well under half a second, on one thread.
+
+    Raises:
+        BadInput: CUDA is wanted and torch sees none.
     """
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+    if pick_device(device) == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

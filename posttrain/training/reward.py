@@ -74,7 +74,7 @@ def _train(
     checkpoint = prepare_work(job.work, identity_of("reward", base, settings, job, kept))
     trainer = _Reward(
         model=str(base),
-        args=RewardConfig(**trainer_arguments(settings, job)),
+        args=RewardConfig(**trainer_arguments(settings, job, len(kept))),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,
         peft_config=lora_config(settings, "SEQ_CLS"),

@@ -58,7 +58,8 @@ def _train(
     trainer = _Sft(
         model=str(base),
         args=SFTConfig(
-            **trainer_arguments(settings, job), dataset_kwargs={"skip_prepare_dataset": True}
+            **trainer_arguments(settings, job, len(kept)),
+            dataset_kwargs={"skip_prepare_dataset": True},
         ),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,

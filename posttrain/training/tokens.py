@@ -40,7 +40,7 @@ def sft_tokens(
     kept: list[TokenRow] = []
     dropped: list[Dropped] = []
     for row in rows:
-        rendered = render_dialog(tokenizer, row.messages)
+        rendered = render_dialog(tokenizer, row.messages, row.tools)
         if len(rendered.input_ids) > max_length:
             dropped.append((row.id, _too_long(max_length)))
             continue
@@ -62,7 +62,7 @@ def reward_tokens(
     dropped: list[Dropped] = []
     for row in rows:
         best_first = [
-            render_dialog(tokenizer, (*row.prompt, *response)).input_ids
+            render_dialog(tokenizer, (*row.prompt, *response), row.tools).input_ids
             for response in row.ranking()
         ]
         reason = _unusable(best_first, max_length)
@@ -94,7 +94,7 @@ def dpo_tokens(
     kept: list[TokenRow] = []
     dropped: list[Dropped] = []
     for row in rows:
-        prompt = render_prompt(tokenizer, row.prompt)
+        prompt = render_prompt(tokenizer, row.prompt, row.tools)
         ranking = row.ranking()
         tokens: TokenRow = {}
         for side, response in (("chosen", ranking[0]), ("rejected", ranking[-1])):
@@ -124,7 +124,7 @@ def _side(
     side: str,
     mask_format_tokens: bool,
 ) -> TokenRow:
-    rendered = render_dialog(tokenizer, (*row.prompt, *response))
+    rendered = render_dialog(tokenizer, (*row.prompt, *response), row.tools)
     ids = list(rendered.input_ids)
     if ids[: len(prompt)] != prompt:
         raise GuardFailed(

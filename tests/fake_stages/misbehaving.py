@@ -15,6 +15,7 @@ from posttrain.steps.output import Inputs, Output
 class Text(Settings):
     text: str = ""
     threads: int = 1
+    chosen: str = ""
 
 
 def writes(inputs: Inputs, settings: Text, out: Output) -> None:
@@ -23,6 +24,22 @@ def writes(inputs: Inputs, settings: Text, out: Output) -> None:
     out.part("writing", 2, 1)
     out.progress(1, 1)
     out.metrics(length=len(settings.text))
+
+
+def takes_memory(inputs: Inputs, settings: Text, out: Output) -> None:
+    block = bytearray(300 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    out.metrics(length=len(block))
+
+
+def saves_a_model(inputs: Inputs, settings: Text, out: Output) -> None:
+    (out.path / "model").mkdir()
+    (out.path / "model" / "model.safetensors").write_text(settings.text)
+
+
+def chooses(inputs: Inputs, settings: Text, out: Output) -> None:
+    policy = {"step": settings.chosen, "fingerprint": settings.chosen}
+    out.write_json("policy", {**policy, "best": policy})
 
 
 def dies(inputs: Inputs, settings: Text, out: Output) -> None:

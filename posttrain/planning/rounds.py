@@ -4,26 +4,22 @@ Knows which step reads which, and that round N's result is round N+1's policy. K
 code: functions are named as text.
 
     steps = plan_steps(workspace, "tiny", plan)
-    [step.address for step in steps if step.round == 1]
+    [step.address for step in steps.values() if step.round == 1]
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.planning.builder import Builder
 from posttrain.settings.base import Settings
 from posttrain.settings.plan import Plan, SimulatedAnnotator, SimulatedJudge, Source
-from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.stages import (
-    CIRCUMSTANCES,
-    AverageStage,
     CurateStage,
     DpoStage,
     GateStage,
     HumanStage,
     MeasureRewardStage,
-    MeasureStage,
     PreferencesStage,
     PromptsStage,
     RewardStage,
@@ -32,102 +28,13 @@ from posttrain.settings.stages import (
     SelectStage,
     SftStage,
     TasksStage,
-    literals,
 )
 from posttrain.settings.training import TrainingSettings
 from posttrain.steps.step import Choice, Step
 from posttrain.workspace import (
     Workspace,
-    find_recipe,
-    load_pipeline,
     load_recipe_settings,
 )
-
-# Raised when a kind of step changes what it writes for the same settings.
-VERSIONS = {
-    "prompts": 1,
-    "human": 1,
-    "preferences": 1,
-    "reward": 1,
-    "sft": 1,
-    "dpo": 1,
-    "average": 1,
-    "sample": 1,
-    "score": 1,
-    "select": 1,
-    "curate": 1,
-    "measure": 1,
-    "measure_reward": 1,
-    "gate": 1,
-    "tasks": 1,
-}
-
-
-@dataclass
-class _Builder:
-    """Collects the steps of all rounds."""
-
-    workspace: Workspace
-    name: str
-    plan: Plan
-    recipes: dict[str, RecipeSettings]
-    steps: dict[str, Step] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        base = self.workspace.find(self.plan.base)
-        self.base: dict[str, Path] = {"base": base}
-        self.template: dict[str, Path] = {}
-        if self.plan.chat.template:
-            self.template["template"] = self.workspace.find(self.plan.chat.template)
-
-    def add(self, address: str, stage: str, settings: Settings, **parts: Any) -> Step:
-        """Make a step and remember it."""
-        step = Step(
-            address=address,
-            function=f"posttrain.stages.{stage}:run",
-            version=VERSIONS[stage],
-            settings=literals(settings),
-            circumstances=CIRCUMSTANCES,
-            weights=stage in ("reward", "sft", "dpo", "average"),
-            **parts,
-        )
-        self.steps[address] = step
-        return step
-
-    def hooks(self) -> dict[str, Path]:
-        """Folders of the recipes a step reads: their hooks, templates and settings."""
-        return {f"recipe:{name}": find_recipe(self.workspace, name).folder for name in self.recipes}
-
-    def data(self, sources: tuple[Source, ...]) -> dict[str, Path]:
-        """Files that sources name."""
-        paths = [one.path for one in sources if one.type == "file"]
-        return {f"data:{path}": self.workspace.find(path) for path in paths}
-
-    def average(
-        self, address: str, settings: TrainingSettings, members: Mapping[str, Step]
-    ) -> Step:
-        """The step that averages a stage's members."""
-        weights = dict(settings.average.weights) if settings.average.method == "weighted" else None
-        return self.add(
-            address,
-            "average",
-            AverageStage(members=tuple(members), weights=weights),
-            inputs={f"member:{name}": step for name, step in members.items()},
-        )
-
-    def measure(self, address: str, parts: Mapping[str, Any]) -> Step:
-        """The step that measures a model on the held-out prompts."""
-        plan = self.plan
-        files = {**self.template, **self.hooks(), **parts.get("files", {})}
-        inputs = {"heldout": self.steps["round-0/heldout"], **parts.get("inputs", {})}
-        settings = MeasureStage(
-            seed=plan.seed,
-            evaluation=plan.evaluation,
-            sampling=plan.sampling,
-            recipes=self.recipes,
-            mix=plan.mix,
-        )
-        return self.add(address, "measure", settings, inputs=inputs, files=files)
 
 
 def plan_steps(workspace: Workspace, name: str, plan: Plan) -> dict[str, Step]:
@@ -140,14 +47,14 @@ def plan_steps(workspace: Workspace, name: str, plan: Plan) -> dict[str, Step]:
         capability: load_recipe_settings(workspace, capability, plan.recipes.get(capability, {}))
         for capability in plan.mix
     }
-    builder = _Builder(workspace, name, plan, recipes)
+    builder = Builder(workspace, name, plan, recipes)
     _bootstrap(builder)
     for number in range(1, len(plan.rounds) + 1):
         _round(builder, number)
     return builder.steps
 
 
-def _bootstrap(b: _Builder) -> None:
+def _bootstrap(b: Builder) -> None:
     """Round 0: held-out prompts, the base's measure, and the first policy."""
     plan = b.plan
     sources = plan.evaluation.sources
@@ -157,7 +64,8 @@ def _bootstrap(b: _Builder) -> None:
         sources=sources,
         splits=plan.splits,
         held_out=True,
-        recipes=b.recipes,
+        max_context=_max_context(plan),
+        recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
     )
     b.add(
         "round-0/heldout",
@@ -182,14 +90,24 @@ def _bootstrap(b: _Builder) -> None:
         _tasks(b, 0, plan.bootstrap.tasks, policy, {})
 
 
-def _human(b: _Builder, number: int, paths: tuple[str, ...]) -> Step:
+def _max_context(plan: Plan) -> int | None:
+    """Tokens that the sampling engine takes at most, where it is told."""
+    engine = plan.sampling.engine
+    return engine.max_model_len if engine.type == "vllm" else None
+
+
+def _human(b: Builder, number: int, paths: tuple[str, ...]) -> Step:
     """The step that checks the human-written examples of a round."""
-    human = {f"human:{path}": b.workspace.find(path) for path in paths}
-    settings = HumanStage(splits=b.plan.splits)
-    return b.add(f"round-{number}/human", "human", settings, files={**b.base, **human})
+    return b.add(
+        f"round-{number}/human",
+        "human",
+        HumanStage(splits=b.plan.splits, decontaminate=b.pipeline.decontaminate),
+        inputs={"heldout": b.steps["round-0/heldout"]},
+        files={**b.base, **b.files("human", paths)},
+    )
 
 
-def _round(b: _Builder, number: int) -> None:
+def _round(b: Builder, number: int) -> None:
     plan, at = b.plan, f"round-{number}"
     data = plan.rounds[number - 1]
     before = b.steps[f"round-{number - 1}/gate"]
@@ -211,14 +129,20 @@ def _round(b: _Builder, number: int) -> None:
             sources=data.prompts,
             splits=plan.splits,
             held_out=False,
-            recipes=b.recipes,
+            max_context=_max_context(plan),
+            recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
         ),
         files={**b.base, **b.template, **b.data(data.prompts), **b.hooks()},
     )
     sample = b.add(
         f"{at}/sample",
         "sample",
-        SampleStage(round=number, seed=plan.seed, sampling=plan.sampling, recipes=b.recipes),
+        SampleStage(
+            round=number,
+            seed=plan.seed,
+            sampling=plan.sampling,
+            recipes=b.recipes_with("k", "temperature", "max_tokens", "system_prompts"),
+        ),
         inputs={"prompts": prompts, **policy.get("inputs", {})},
         choices=policy.get("choices", {}),
         files={**b.template, **b.hooks()},
@@ -236,7 +160,12 @@ def _round(b: _Builder, number: int) -> None:
     select = b.add(
         f"{at}/select",
         "select",
-        SelectStage(round=number, selection=plan.selection, recipes=b.recipes, judge=plan.judge),
+        SelectStage(
+            round=number,
+            selection=plan.selection,
+            recipes=b.recipes_with("hooks"),
+            judge=plan.judge,
+        ),
         inputs={"prompts": prompts, "score": score},
         files={**judge, **b.hooks()},
     )
@@ -255,12 +184,12 @@ def _round(b: _Builder, number: int) -> None:
         _tasks(b, number, data.tasks, dpo, policy)
 
 
-def _preferences(b: _Builder, number: int) -> None:
+def _preferences(b: Builder, number: int) -> None:
     plan, files = b.plan, dict(b.base)
-    inputs: dict[str, Step] = {}
+    inputs = {"heldout": b.steps["round-0/heldout"]}
     awaited: frozenset[str] = frozenset()
     given = plan.rounds[number - 1].preferences
-    files |= {f"preferences:{path}": b.workspace.find(path) for path in given}
+    files |= b.files("preferences", given)
     if not given:
         inputs["tasks"] = b.steps[f"round-{number - 1}/tasks"]
         if isinstance(plan.annotator, SimulatedAnnotator):
@@ -274,13 +203,14 @@ def _preferences(b: _Builder, number: int) -> None:
         annotator=plan.annotator,
         splits=plan.splits,
         max_similarity=plan.max_similarity,
-        recipes=b.recipes,
+        decontaminate=b.pipeline.decontaminate,
+        recipes=b.recipes_with("hooks"),
     )
     address = f"round-{number}/preferences"
     b.add(address, "preferences", settings, inputs=inputs, files=files, awaited=awaited)
 
 
-def _reward(b: _Builder, at: str, batches: Mapping[str, Step]) -> Step:
+def _reward(b: Builder, at: str, batches: Mapping[str, Step]) -> Step:
     plan = b.plan
     members = {
         name: b.add(
@@ -303,25 +233,30 @@ def _reward(b: _Builder, at: str, batches: Mapping[str, Step]) -> Step:
     return reward
 
 
-def _curate(b: _Builder, number: int, score: Step, select: Step) -> Step:
+def _curate(b: Builder, number: int, score: Step, select: Step) -> Step:
     plan = b.plan
-    pipeline = load_pipeline(b.workspace, plan.pipeline)
     if plan.rounds[number - 1].human:
         _human(b, number, plan.rounds[number - 1].human)
     places = (f"round-{n}/human" for n in range(number + 1))
     human = {f"human:{place}": b.steps[place] for place in places if place in b.steps}
-    rules = {"data_quality": b.workspace.find("data_quality")}
+    rules = b.workspace.find("data_quality/rules.py")
+    files = {"rules": rules}
+    # Rules may read lists that lie beside them; the pipeline's settings enter as literals.
+    lists = [p for p in sorted(rules.parent.glob("*.yaml")) if p.name != "pipeline.yaml"]
+    files |= {f"rules:{path.name}": path for path in lists}
+    if b.pipeline.dedup.embedder != "minilm":
+        files["embedder"] = b.workspace.find(b.pipeline.dedup.embedder)
     return b.add(
         f"round-{number}/curate",
         "curate",
-        CurateStage(round=number, seed=plan.seed, pipeline=pipeline, mix=plan.mix),
+        CurateStage(round=number, seed=plan.seed, pipeline=b.pipeline, mix=plan.mix),
         inputs={"score": score, "select": select, "heldout": b.steps["round-0/heldout"], **human},
-        files=rules,
+        files=files,
     )
 
 
 def _members(
-    b: _Builder,
+    b: Builder,
     at: str,
     stage: str,
     settings: TrainingSettings,
@@ -345,7 +280,7 @@ def _members(
 
 
 def _tasks(
-    b: _Builder, number: int, sources: tuple[Source, ...], policy: Step, before: Mapping[str, Any]
+    b: Builder, number: int, sources: tuple[Source, ...], policy: Step, before: Mapping[str, Any]
 ) -> None:
     """Tasks for the next round; in round 0 the base is the other model."""
     plan, at = b.plan, f"round-{number}"
@@ -366,7 +301,8 @@ def _tasks(
         splits=plan.splits,
         tasks=tasks,
         sampling=plan.sampling,
-        recipes=b.recipes,
+        max_context=_max_context(plan),
+        recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
     )
     b.add(
         f"{at}/tasks",
@@ -378,7 +314,7 @@ def _tasks(
     )
 
 
-def _rules(name: str, b: _Builder) -> dict[str, Path]:
+def _rules(name: str, b: Builder) -> dict[str, Path]:
     """The rules file of simulated people or of a simulated judge."""
     owner = b.plan.annotator if name == "people" else b.plan.judge
     assert isinstance(owner, SimulatedAnnotator | SimulatedJudge)

@@ -1,0 +1,135 @@
+"""Collects the steps of a run, and knows what several kinds of them have in common.
+
+Knows files, recipes and versions; the order of a round is `posttrain.planning.rounds`'s.
+
+    builder = Builder(workspace, "tiny", plan, recipes)
+    builder.add("round-1/gate", "gate", settings, inputs={"measure": measured})
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain.settings.base import Settings
+from posttrain.settings.plan import Plan, Source
+from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.stages import (
+    CIRCUMSTANCES,
+    AverageStage,
+    MeasureStage,
+    literals,
+)
+from posttrain.settings.training import TrainingSettings
+from posttrain.steps.step import Step
+from posttrain.workspace import (
+    Workspace,
+    find_recipe,
+    load_pipeline,
+)
+
+# Raised when a kind of step changes what it writes for the same settings.
+VERSIONS = {
+    "prompts": 1,
+    "human": 1,
+    "preferences": 1,
+    "reward": 1,
+    "sft": 1,
+    "dpo": 1,
+    "average": 1,
+    "sample": 1,
+    "score": 1,
+    "select": 1,
+    "curate": 1,
+    "measure": 1,
+    "measure_reward": 1,
+    "gate": 1,
+    "tasks": 1,
+}
+
+
+@dataclass
+class Builder:
+    """Collects the steps of all rounds."""
+
+    workspace: Workspace
+    name: str
+    plan: Plan
+    recipes: dict[str, RecipeSettings]
+    steps: dict[str, Step] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        base = self.workspace.find(self.plan.base)
+        self.base: dict[str, Path] = {"base": base}
+        self.pipeline = load_pipeline(self.workspace, self.plan.pipeline)
+        self.template: dict[str, Path] = {}
+        if self.plan.chat.template:
+            self.template["template"] = self.workspace.find(self.plan.chat.template)
+
+    def add(self, address: str, stage: str, settings: Settings, **parts: Any) -> Step:
+        """Make a step and remember it."""
+        step = Step(
+            address=address,
+            function=f"posttrain.stages.{stage}:run",
+            version=VERSIONS[stage],
+            settings=literals(settings),
+            circumstances=CIRCUMSTANCES,
+            weights=stage in ("reward", "sft", "dpo", "average"),
+            **parts,
+        )
+        self.steps[address] = step
+        return step
+
+    def hooks(self) -> dict[str, Path]:
+        """Folders of the recipes a step reads: their hooks and templates."""
+        return {f"recipe:{name}": find_recipe(self.workspace, name).folder for name in self.recipes}
+
+    def data(self, sources: tuple[Source, ...]) -> dict[str, Path]:
+        """Files that sources name, by their place in the list."""
+        return {
+            f"data:{place}": self.workspace.find(one.path)
+            for place, one in enumerate(sources)
+            if one.type == "file"
+        }
+
+    def files(self, kind: str, paths: Sequence[str]) -> dict[str, Path]:
+        """Files by kind and place, so that where they lie is no part of a step's identity."""
+        return {f"{kind}:{i:03}": self.workspace.find(path) for i, path in enumerate(paths)}
+
+    def recipes_with(self, *keys: str) -> dict[str, RecipeSettings]:
+        """The recipes as a step sees them that reads these keys alone.
+
+        What a step does not read must not make it stale.
+        """
+        return {
+            name: RecipeSettings.model_validate(
+                one.model_dump(include={"name", *keys}, exclude_unset=False)
+            )
+            for name, one in self.recipes.items()
+        }
+
+    def average(
+        self, address: str, settings: TrainingSettings, members: Mapping[str, Step]
+    ) -> Step:
+        """The step that averages a stage's members."""
+        weights = dict(settings.average.weights) if settings.average.method == "weighted" else None
+        return self.add(
+            address,
+            "average",
+            AverageStage(members=tuple(members), weights=weights),
+            inputs={f"member:{name}": step for name, step in members.items()},
+        )
+
+    def measure(self, address: str, parts: Mapping[str, Any]) -> Step:
+        """The step that measures a model on the held-out prompts."""
+        plan = self.plan
+        files = {**self.template, **self.hooks(), **parts.get("files", {})}
+        inputs = {"heldout": self.steps["round-0/heldout"], **parts.get("inputs", {})}
+        settings = MeasureStage(
+            seed=plan.seed,
+            evaluation=plan.evaluation,
+            sampling=plan.sampling,
+            recipes=self.recipes_with("max_tokens", "hooks"),
+            mix=plan.mix,
+        )
+        return self.add(address, "measure", settings, inputs=inputs, files=files)
