@@ -121,7 +121,9 @@ def slice_of(run: Run, number: int, window: Window) -> list[Step]:
         BadInput: an unknown step, or an empty window.
     """
     steps = run.round_steps(number)
-    names = [step.name if step.round else step.address for step in steps]
+    own = {step.name for step in steps if step.round}
+    # Round 1 brings the bootstrap along, some of whose steps have the same names.
+    names = [s.name if s.round or s.name not in own else s.address for s in steps]
     first = _index(names, window.first, "--from", 0)
     last = _index(names, window.last, "--until", len(steps) - 1)
     if first > last:

@@ -139,7 +139,7 @@ def test_init_makes_no_workspace_where_something_is(tmp_path: Path) -> None:
         (("round", "0"), "round 0: rounds/small.yaml has 2"),
         (("plan", "3"), "round 3: rounds/small.yaml has 2"),
         (("round", "2"), "round 2 needs round 1, whose step heldout is to run"),
-        (("round", "1", "--from", "dop"), "--from dop: no such step; this round has round-0/held"),
+        (("round", "1", "--from", "dop"), "--from dop: no such step; this round has heldout"),
         (("round", "1", "--until", "sft-c"), "--until sft-c: no such step"),
         (("round", "1", "--from", "dpo", "--until", "rm"), "--from dpo comes after --until rm"),
         (("round", "1", "--from", "dpo"), "--from dpo: round-0/heldout before it is to run"),
