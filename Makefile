@@ -52,8 +52,6 @@ test: install install-vllm
 
 bench: install install-vllm
 	$(BIN)/python -m bench.rounds
-	$(BIN)/posttrain run --plan tiny
-	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.kill
 
 clean:

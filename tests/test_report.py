@@ -152,6 +152,7 @@ def _publish(run: Run, step: Step) -> None:
         rows={},
         funnel=books.get("funnel", []),
         metrics=books.get("metrics", {}),
+        circumstances={},
         seconds=2.5 + step.round,
         peak_memory_mib=1500 + step.round,
         versions={"python": "3.11.9", "trl": "1.16.0"},
