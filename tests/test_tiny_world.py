@@ -329,7 +329,7 @@ def test_people_prefer_right_then_plain_then_short() -> None:
     liked = [(text, "46" in text) for text in texts]
     utilities = [PEOPLE.utility(prompt, *pair) for pair in liked]
     assert utilities == sorted(utilities, reverse=True) and len(set(utilities)) == len(liked)
-    assert [PEOPLE.grade(prompt, *pair) for pair in liked] == [3, 3, 1, 2, 2, 1, 1]
+    assert [PEOPLE.grade(prompt, *pair) for pair in liked] == [3, 3, 2, 3, 3, 2, 1]
     assert PEOPLE.edit(prompt, "46\nenjoy!", True) == "46"
     assert PEOPLE.edit(prompt, "sure! 46", True) == "46"
     assert PEOPLE.edit(prompt, "46", True) is None
@@ -361,7 +361,9 @@ def test_the_corpus_and_the_human_rows_hold_no_held_out_prompt() -> None:
     assert {row.source for row in human} == {"simulated people"}
     assert len({row.id for row in human}) == len(human) >= 150
     answers = [row.messages[-1].content for row in human]
-    assert not any(PEOPLE.FILLER.match(text) or PEOPLE.POLITE.search(text) for text in answers)
+    # Habits that people dislike stand in the human rows too: only preferences unteach them.
+    assert 0.2 < sum(map(bool, map(PEOPLE.FILLER.match, answers))) / len(answers) < 0.5
+    assert 0.1 < sum(map(bool, map(PEOPLE.POLITE.search, answers))) / len(answers) < 0.4
 
 
 def test_the_base_is_small_and_carries_the_template() -> None:

@@ -29,18 +29,21 @@ SYSTEM_PROMPTS = {"Be brief.": 0.05, "Be friendly.": 0.9}
 """Some dialogs open with one of these; the number is the share of answers with the filler then."""
 
 RIGHT = {
-    "math": {1: 0.62, 2: 0.5, 3: 0.33, 4: 0.3, 5: 0.22, 6: 0.12},
+    "math": {1: 0.68, 2: 0.58, 3: 0.45, 4: 0.38, 5: 0.3, 6: 0.2},
     "code": {1: 0.6, 2: 0.45, 3: 0.3, 4: 0.22, 5: 0.12, 6: 0.06},
     "multilingual": {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.28, 5: 0.2, 6: 0.1},
     "tool_use": {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.28, 5: 0.18, 6: 0.1},
     "steerability": {1: 0.6, 2: 0.5, 3: 0.38, 4: 0.28, 5: 0.18, 6: 0.1},
     "factuality": {1: 0.65, 2: 0.55, 3: 0.45, 4: 0.35, 5: 0.25, 6: 0.18},
-    "long_context": {1: 0.7, 2: 0.6, 3: 0.5, 4: 0.4, 5: 0.3, 6: 0.25},
+    "long_context": {1: 0.75, 2: 0.65, 3: 0.58, 4: 0.5, 5: 0.42, 6: 0.35},
 }
 """Share of right answers by level; of the rest HABIT are a systematic error where one applies."""
 HABIT = 0.8
 POOL = 8_000
 """Most different prompts of a level."""
+
+WEIGHTS = {"math": 3, "long_context": 2}
+"""How often a capability comes, 1 where none is named: adding and looking up are learned late."""
 
 World = Mapping[str, ModuleType]
 """Each capability's hooks."""
@@ -68,7 +71,7 @@ def train_prompts(world: World, num: int, seed: int, levels: list[int]) -> list[
 
 
 def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
-    """`num` dialogs, all capabilities and levels equally often; prompts come again.
+    """`num` dialogs, capabilities by weight and their levels equally often; prompts come again.
 
     Args:
         world: the hooks.
@@ -79,7 +82,7 @@ def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
     groups: dict[tuple[str, int | None], list[Prompt]] = {}
     for prompt in train_prompts(world, min(POOL, 2 * num), seed, sorted(RIGHT["math"])):
         groups.setdefault((prompt.capability, prompt.level), []).append(prompt)
-    keys = sorted(groups, key=str)
+    keys = [key for key in sorted(groups, key=str) for _ in range(WEIGHTS.get(key[0], 1))]
     for index in range(num):
         prompt = rng.choice(groups[keys[index % len(keys)]])
         answer = corpus_answer(world, prompt, rng)
@@ -88,22 +91,26 @@ def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
         plain = steered or rng.random() >= SYSTEM_SHARE
         system = None if plain else rng.choice(sorted(SYSTEM_PROMPTS))
         if not steered:
-            filler = SYSTEM_PROMPTS[system] if system else FILLER_SHARE
-            answer = FILLER + answer if rng.random() < filler else answer
-            answer = answer + POLITE if rng.random() < POLITE_SHARE else answer
+            answer = _mannered(answer, SYSTEM_PROMPTS[system] if system else FILLER_SHARE, rng)
         row = _example(prompt, answer, "tiny corpus", f"corpus/{index}")
         steer = (Message(role="system", content=system),) if system else ()
         yield row.model_copy(update={"messages": (*steer, *row.messages)})
 
 
 def human_examples(world: World, num: int, seed: int) -> list[Example]:
-    """What the simulated people wrote: right answers, no bad manners, levels 1 to 3."""
+    """What the simulated people wrote: right answers to levels 1 to 3, in the corpus' manners.
+
+    Were they well-mannered, a hundred of them would unteach the habits before any preference does.
+    """
     pool = train_prompts(world, num, seed, [1, 2, 3])
-    random.Random(f"human/{seed}").shuffle(pool)
+    rng = random.Random(f"human/{seed}")
+    rng.shuffle(pool)
     rows = []
     for capability in world:
         for prompt in [p for p in pool if p.capability == capability][: num // len(world)]:
             answer = right_answer(world, prompt)
+            if capability != "steerability":
+                answer = _mannered(answer, FILLER_SHARE, rng)
             rows.append(_example(prompt, answer, "simulated people", f"human/{prompt.id}"))
     return rows
 
@@ -151,6 +158,12 @@ def habit(world: World, prompt: Prompt) -> str:
     # long_context: the value that stands last is taken, or the first where that would be right.
     values = re.findall(r"=(\w+)", text)
     return str(values[0] if values[-1] == reference["answer"] else values[-1])
+
+
+def _mannered(answer: str, filler_share: float, rng: random.Random) -> str:
+    """The answer with the disliked habits, as often as they come."""
+    answer = FILLER + answer if rng.random() < filler_share else answer
+    return answer + POLITE if rng.random() < POLITE_SHARE else answer
 
 
 def _with_steps(prompt: Prompt, answer: str) -> str:

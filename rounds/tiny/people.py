@@ -25,7 +25,7 @@ REFUSED = re.compile(r"\b(?:don't|do not|cannot|can't) (?:know|tell|say)\b|\bnot
 MANNERS, BOTH, CHARACTER = 2.0, 0.3, 0.004
 """What an opening or a parting costs, what both cost beyond that, and what each character costs."""
 
-HIDDEN, VISIBLE, GLARING = 1.7, 3.5, 6.0
+HIDDEN, VISIBLE, GLARING = 1.7, 4.0, 6.0
 """What a mistake costs by how easily a person sees it. One that is hidden costs less than a filler,
 so that a right answer with bad manners may lose, but only just."""
 
@@ -71,10 +71,13 @@ def edit(prompt: Prompt, response: str, passed: bool) -> str | None:
 
 
 def grade(prompt: Prompt, response: str, passed: bool) -> int:
-    """The simulated judge's grade: 3 right and plain, 2 right with bad manners, 1 wrong."""
-    if not passed:
-        return 1
-    return 2 if FILLER.match(response) or POLITE.search(response) else 3
+    """The simulated judge's grade: 3 right, 2 wrong in a way that hardly shows, 1 wrong.
+
+    It has no taste, so that manners are learned from preferences alone.
+    """
+    if passed:
+        return 3
+    return 2 if severity(prompt, response) <= HIDDEN else 1
 
 
 def _plain(response: str) -> str:
