@@ -62,10 +62,14 @@ def last_word(text: str) -> str:
 
 
 def _prompt(level: int, index: int) -> Prompt:
-    # The index opens the list, so that no two prompts of a level are alike.
+    # The first key and two values tell the index, so that no two prompts of a level are alike; a
+    # step prime to their number scatters neighbours.
+    rest, first = divmod(index * 7919 % (26 * 90 * 90), 26)
     rng = random.Random(f"long_context/{level}/{index}")
-    keys = rng.sample(KEYS, NUM_PAIRS[level])
-    values = [str(rng.randrange(10, 100)) for _ in keys]
+    others = [key for key in KEYS if key != KEYS[first]]
+    keys = [KEYS[first], *rng.sample(others, NUM_PAIRS[level] - 1)]
+    values = [str(10 + rest % 90), str(10 + rest // 90)]
+    values += [str(rng.randrange(10, 100)) for _ in keys[2:]]
     place = rng.randrange(len(keys))
     listed = " ".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
     return Prompt(
