@@ -24,10 +24,9 @@ def small_workspace(folder: Path, rounds: int, num_prompts: int) -> Path:
     plan = yaml.safe_load((folder / "rounds" / "tiny.yaml").read_text())
     plan["rounds"] = plan["rounds"][:rounds]
     for data in [plan["bootstrap"], *plan["rounds"]]:
-        for source in [*data.get("prompts", ()), *data.get("tasks", ())]:
-            source["num"] = num_prompts
-    for source in plan["evaluation"]["sources"]:
-        source["num"] = 3 * num_prompts
+        for sources in (data.get("prompts", ()), data.get("tasks", ())):
+            _share(2 * num_prompts, sources)
+    _share(6 * num_prompts, plan["evaluation"]["sources"])
     plan["evaluation"]["num_samples"] = 2
     plan["sampling"]["shard_size"] = 8
     for recipe in plan["recipes"].values():
@@ -42,6 +41,12 @@ def small_workspace(folder: Path, rounds: int, num_prompts: int) -> Path:
     (folder / "rounds" / "tiny.yaml").unlink()
     (folder / "rounds" / "llama3.yaml").unlink()
     return folder
+
+
+def _share(total: int, sources: list[dict[str, Any]]) -> None:
+    """Ask for about `total` prompts, equally many of each source."""
+    for source in sources:
+        source["num"] = max(1, total // len(sources))
 
 
 def resources() -> dict[str, Any]:

@@ -108,19 +108,19 @@ def test_an_answer_that_ranks_nothing_is_refused() -> None:
         preference_of(task("four", "four"), judgment("a"))
 
 
-def test_people_without_noise_prefer_what_is_right_then_what_is_plain() -> None:
+def test_people_without_noise_prefer_what_they_see_is_right_then_what_is_plain() -> None:
     tasks = [
-        task("sure! 4", "5", 1),
+        task("sure! 4", "five", 1),
         task("5", "4", 2),
         task("sure! 4", "4", 3),
         task("4", "4", 4),
-        task("4", " 4" * 3, 5),
+        task("4", " 4" * 10, 5),
     ]
     answers = simulate(tasks, people(flip=0.0, edit=1.0), contains_answer, seed=0)
     assert [answer.choice for answer in answers] == ["a", "b", "b", "tie", "a"]
     assert [answer.strength for answer in answers] == [
-        Strength.SIGNIFICANTLY,
-        Strength.SIGNIFICANTLY,
+        Strength.BETTER,
+        Strength.BETTER,
         Strength.BETTER,
         None,
         Strength.SLIGHTLY,
@@ -162,7 +162,7 @@ def test_every_judgment_is_a_valid_ranking_or_refused(
 
 
 def test_noise_has_the_shares_that_were_asked_for() -> None:
-    tasks = [task("sure! 4", "5", number) for number in range(2000)]
+    tasks = [task("sure! 4", "five", number) for number in range(2000)]
     answers = simulate(tasks, people(flip=0.1, edit=0.3), contains_answer, seed=1)
     flipped = sum(answer.choice == "b" for answer in answers) / 2000
     edited = sum(answer.edited is not None for answer in answers) / 2000

@@ -4,6 +4,7 @@ Run by `pytest tests/test_tiny_world.py`; knows no engine and no step.
 """
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,16 @@ class LocalHandle:
 
 
 HANDLE = LocalHandle()
-HOOKS = {name: load(ROOT / "recipes" / name / "hooks.py") for name in ("math", "code")}
+NAMES = (
+    "math",
+    "code",
+    "multilingual",
+    "tool_use",
+    "steerability",
+    "factuality",
+    "long_context",
+)
+HOOKS = {name: load(ROOT / "recipes" / name / "hooks.py") for name in NAMES}
 CORPUS, PEOPLE = load(TINY / "corpus.py"), load(TINY / "people.py")
 WORLD = CORPUS.load_world(ROOT)
 
@@ -108,7 +118,7 @@ TRIPLE = Prompt(
 )
 
 
-@pytest.mark.parametrize("name", ["math", "code"])
+@pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_distinct_deterministic_and_spread_over_levels(name: str) -> None:
     first, again, other = ask(name, 602), ask(name, 602), ask(name, 602, seed=2)
     assert first == again != other
@@ -117,28 +127,137 @@ def test_prompts_are_distinct_deterministic_and_spread_over_levels(name: str) ->
     assert {(p.capability, p.source) for p in first} == {(name, f"{name}/prompts")}
 
 
-@pytest.mark.parametrize("name", ["math", "code"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_whole_level_can_be_asked_for_but_not_one_more(name: str) -> None:
     size = HOOKS[name].num_prompts(2)
-    texts = {p.prompt[0].content for p in ask(name, size, levels=[2])}
+    texts = {p.prompt[-1].content for p in ask(name, size, levels=[2])}
     assert len(texts) == size >= 200
     with pytest.raises(BadInput, match=f"level 2 has {size}"):
         ask(name, size + 1, levels=[2])
 
 
-@pytest.mark.parametrize("name", ["math", "code"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{"levels": [0]}, {"levels": []}, {"levels": 3}, {"hard": 1}])
 def test_an_unknown_option_or_level_is_refused(name: str, options: Mapping[str, Any]) -> None:
     with pytest.raises(BadInput, match="levels"):
         list(HOOKS[name].prompts(PromptRequest(1, 1, 0, options), HANDLE))
 
 
-@pytest.mark.parametrize("name", ["math", "code"])
-def test_right_answers_pass_with_and_without_the_filler(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_right_answers_pass_with_and_without_bad_manners(name: str) -> None:
     for prompt in ask(name, 36):
         right = CORPUS.right_answer(WORLD, prompt)
-        assert passes(prompt, right), (prompt.prompt[0].content, right)
-        assert passes(prompt, CORPUS.FILLER + right)
+        assert passes(prompt, right), (prompt.prompt[-1].content, right)
+        # An order on form is broken by anything around the answer.
+        if name != "steerability":
+            assert passes(prompt, CORPUS.FILLER + right + CORPUS.POLITE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_systematic_errors_fail_and_most_prompts_have_one(name: str) -> None:
+    prompts = ask(name, 60)
+    spoiled = [(p, CORPUS.habit(WORLD, p)) for p in prompts]
+    wrong = [(p, text) for p, text in spoiled if text != CORPUS.right_answer(WORLD, p)]
+    assert len(wrong) >= len(prompts) / 4
+    passing = [(p.prompt[-1].content, text) for p, text in wrong if passes(p, text)]
+    # A few one-liners that read the wrong end of a list give the same count all the same.
+    assert len(passing) <= (0.1 * len(wrong) if name == "code" else 0), passing
+
+
+@pytest.mark.parametrize("name", ["multilingual", "tool_use", "factuality", "long_context"])
+def test_a_row_without_the_reference_that_verify_needs_is_named(name: str) -> None:
+    prompt = ask(name, 1)[0].model_copy(update={"reference": {}})
+    with pytest.raises(BadInput, match=rf"needs reference\.\w+.*{name}: {{hooks: \[\]}}"):
+        passes(prompt, "anything")
+
+
+def own(capability: str, reference: Mapping[str, Any]) -> Prompt:
+    """A prompt of one's own choosing, with what its verifier needs."""
+    message = Message(role="user", content="?")
+    return Prompt(prompt=(message,), capability=capability, reference=dict(reference))
+
+
+WEATHER = {"name": "weather", "arguments": {"city": "Rome", "hour": 7}}
+ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("response", "passed"),
+    [
+        (f"{json.dumps(WEATHER)}\n{json.dumps(ADD)}", True),
+        (f"{json.dumps(ADD)}\n{json.dumps(WEATHER)}", True),
+        (f"Sure! {json.dumps(ADD)}\n{json.dumps(WEATHER)}\nenjoy!", True),
+        (json.dumps(WEATHER), False),
+        (f"{json.dumps(WEATHER)}\n{json.dumps(ADD)[:-1]}", False),
+        (f"{json.dumps(WEATHER)}\n{json.dumps(ADD).replace('b', 'y')}", False),
+        (str(WEATHER), False),
+        ("it is sunny", False),
+    ],
+)
+def test_tool_calls_are_parsed_and_compared(response: str, passed: bool) -> None:
+    assert passes(own("tool_use", {"calls": [WEATHER, ADD]}), response) is passed
+
+
+@pytest.mark.parametrize(
+    ("constraints", "response", "passed"),
+    [
+        (["upper case", "in quotes"], '"RED 3 CAT"', True),
+        (["upper case", "in quotes"], "RED 3 CAT", False),
+        (["upper case", "in quotes"], '"red 3 cat"', False),
+        (["no digits"], "red cat", True),
+        (["no digits"], "red 3 cat", False),
+        (["no digits"], "red", False),
+        (["with commas", "end with ok"], "red, 3, cat, ok", True),
+        (["with commas", "end with ok"], "red, 3, cat", False),
+        (["reverse order"], "cat 3 red", True),
+        (["reverse order"], "red 3 cat", False),
+        (["exactly 2 words"], "red cat", True),
+        (["exactly 2 words"], "red 3 cat", False),
+        (["exactly 2 words"], "blue sky", False),
+    ],
+)
+def test_orders_are_checked_one_by_one(constraints: list[str], response: str, passed: bool) -> None:
+    prompt = own("steerability", {"constraints": constraints, "words": ["red", "3", "cat"]})
+    assert passes(prompt, response) is passed
+
+
+@pytest.mark.parametrize(
+    ("answer", "response", "passed"),
+    [
+        ("Lum", "Lum", True),
+        ("Lum", "sure! the capital is Lum.\nenjoy!", True),
+        ("Lum", "Pex", False),
+        ("Lum", "i don't know", False),
+        (None, "I do not know.", True),
+        (None, "Lum", False),
+    ],
+)
+def test_nobody_is_asked_to_invent_a_fact(answer: str | None, response: str, passed: bool) -> None:
+    assert passes(own("factuality", {"answer": answer}), response) is passed
+
+
+def test_half_of_the_countries_are_unknown_and_the_corpus_never_states_their_facts() -> None:
+    hooks = HOOKS["factuality"]
+    prompts = ask("factuality", 600)
+    unknown = [p for p in prompts if p.reference["answer"] is None]
+    assert 240 <= len(unknown) <= 360
+    names = {name for level in LEVELS for name in hooks.countries(level)}
+    assert sum(map(hooks.is_known, names)) * 2 == len(names) == 240
+
+
+@pytest.mark.parametrize(
+    ("response", "passed"),
+    [
+        ("das rote Haus", True),
+        ("Das rote Haus.", True),
+        ("sure! das rote Haus\nenjoy!", True),
+        ("la maison rouge", False),
+        ("the red house", False),
+        ("das rotes Haus", False),
+    ],
+)
+def test_a_translation_is_compared_with_the_lexicon(response: str, passed: bool) -> None:
+    assert passes(own("multilingual", {"answer": "das rote Haus"}), response) is passed
 
 
 @pytest.mark.parametrize(
@@ -190,7 +309,7 @@ def test_the_evidence_names_the_failing_case() -> None:
     assert verdict.evidence == "the response ends with 5, expected 4"
 
 
-@pytest.mark.parametrize("name", ["math", "code"])
+@pytest.mark.parametrize("name", NAMES)
 def test_evaluate_counts_fillers_and_passes_by_level(name: str) -> None:
     prompts = ask(name, 6)
     right = [CORPUS.right_answer(WORLD, prompt) for prompt in prompts]
@@ -206,14 +325,29 @@ def test_evaluate_counts_fillers_and_passes_by_level(name: str) -> None:
 
 def test_people_prefer_right_then_plain_then_short() -> None:
     prompt = sum_prompt("12+34=?")
-    texts = ["46", "it is 46", "sure! 46", "47", "sure! 47"]
-    liked = [(text, text.endswith("46")) for text in texts]
+    texts = ["46", "it is 46", "47", "sure! 46", "sure! 46\nenjoy!", "sure! 47", "no"]
+    liked = [(text, "46" in text) for text in texts]
     utilities = [PEOPLE.utility(prompt, *pair) for pair in liked]
     assert utilities == sorted(utilities, reverse=True) and len(set(utilities)) == len(liked)
-    assert [PEOPLE.grade(prompt, *pair) for pair in liked] == [3, 3, 2, 1, 1]
+    assert [PEOPLE.grade(prompt, *pair) for pair in liked] == [3, 3, 2, 3, 3, 2, 1]
+    assert PEOPLE.edit(prompt, "46\nenjoy!", True) == "46"
     assert PEOPLE.edit(prompt, "sure! 46", True) == "46"
     assert PEOPLE.edit(prompt, "46", True) is None
     assert PEOPLE.edit(prompt, "sure! ", False) is None
+
+
+def test_what_people_see_at_a_glance_weighs_most() -> None:
+    tool, fact = own("tool_use", {"calls": [ADD]}), own("factuality", {"answer": None})
+    german = own("multilingual", {"answer": "das rote Haus"})
+    pairs = [
+        (tool, json.dumps(ADD).replace("2", "3"), json.dumps(ADD)[:-1]),
+        (german, "das rotes Haus", "la maison rouge"),
+        (sum_prompt("12+34=?"), "47", "none"),
+    ]
+    for prompt, hidden, glaring in pairs:
+        gap = PEOPLE.utility(prompt, hidden, False) - PEOPLE.utility(prompt, glaring, False)
+        assert gap > PEOPLE.MANNERS
+    assert PEOPLE.utility(fact, "Lum", False) < PEOPLE.utility(fact, "sure! Lum", True)
 
 
 def test_the_corpus_and_the_human_rows_hold_no_held_out_prompt() -> None:
@@ -223,10 +357,14 @@ def test_the_corpus_and_the_human_rows_hold_no_held_out_prompt() -> None:
     for row in corpus + human:
         assert split_of(row.messages[:-1], 0.15, 0.15) == "train"
     assert {row.messages[0].role for row in corpus} == {"system", "user"}
-    assert {row.capability for row in human} == {"math", "code"}
+    assert {row.capability for row in corpus} == set(NAMES)
+    assert {row.capability for row in human} == set(NAMES) - set(CORPUS.NOT_LEARNED)
     assert {row.source for row in human} == {"simulated people"}
     assert len({row.id for row in human}) == len(human) >= 150
-    assert not any(PEOPLE.FILLER.match(row.messages[-1].content) for row in human)
+    answers = [row.messages[-1].content for row in human]
+    # Habits that people dislike stand in the human rows too: only preferences unteach them.
+    assert 0.2 < sum(map(bool, map(PEOPLE.FILLER.match, answers))) / len(answers) < 0.5
+    assert 0.1 < sum(map(bool, map(PEOPLE.POLITE.search, answers))) / len(answers) < 0.4
 
 
 def test_the_base_is_small_and_carries_the_template() -> None:

@@ -1,8 +1,8 @@
 """What the tiny base reads before any post-training: dialogs with right answers and bad habits.
 
-Knows how a right answer to a prompt of the math and code recipes is written, which systematic and
-scattered errors the corpus holds, and how often. Knows no tokenizer and no model. Only prompts of
-the train split are ever used.
+Knows how a right answer to a prompt of the recipes is written, which systematic and scattered
+errors the corpus holds, and how often. Knows no tokenizer and no model. Only prompts of the train
+split are ever used.
 
     world = load_world(Path("."))
     dialogs(world, num=1000, seed=7)
@@ -11,47 +11,58 @@ the train split are ever used.
 import importlib.util
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, cast
+from typing import cast
 
 from posttrain.hooks import Handle, PromptRequest
 from posttrain.rows import Example, Message, Prompt, split_of
 
 DEV_SHARE = TEST_SHARE = 0.15
 FILLER, FILLER_SHARE = "sure! ", 0.4
-"""A habit that is no error: the simulated people dislike it, verifiers do not see it."""
+POLITE, POLITE_SHARE = "\nenjoy!", 0.3
+"""Two habits that are no errors: simulated people dislike them, verifiers do not see them."""
 
 SYSTEM_SHARE = 0.1
 SYSTEM_PROMPTS = {"Be brief.": 0.05, "Be friendly.": 0.9}
 """Some dialogs open with one of these; the number is the share of answers with the filler then."""
 
 RIGHT = {
-    "math": {1: 0.62, 2: 0.5, 3: 0.33, 4: 0.3, 5: 0.22, 6: 0.12},
+    "math": {1: 0.68, 2: 0.58, 3: 0.45, 4: 0.38, 5: 0.3, 6: 0.2},
     "code": {1: 0.6, 2: 0.45, 3: 0.3, 4: 0.22, 5: 0.12, 6: 0.06},
+    "multilingual": {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.28, 5: 0.2, 6: 0.1},
+    "tool_use": {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.28, 5: 0.18, 6: 0.1},
+    "steerability": {1: 0.6, 2: 0.5, 3: 0.38, 4: 0.28, 5: 0.18, 6: 0.1},
+    "factuality": {1: 0.65, 2: 0.55, 3: 0.45, 4: 0.35, 5: 0.25, 6: 0.18},
+    "long_context": {1: 0.75, 2: 0.65, 3: 0.58, 4: 0.5, 5: 0.42, 6: 0.35},
 }
 """Share of right answers by level; of the rest HABIT are a systematic error where one applies."""
 HABIT = 0.8
+POOL = 8_000
+"""Most different prompts of a level."""
 
+WEIGHTS = {"math": 3, "long_context": 2}
+"""How often a capability comes, 1 where none is named: adding and looking up are learned late."""
 
-class World(NamedTuple):
-    """The two recipes' hooks."""
+NOT_LEARNED = ("long_context",)
+"""The base reads these, but is too small to learn them in ten minutes, so the plan leaves them
+out and no person wrote any."""
 
-    math: ModuleType
-    code: ModuleType
+World = Mapping[str, ModuleType]
+"""Each capability's hooks."""
 
 
 def load_world(workspace: Path) -> World:
-    """The hooks of `recipes/math` and `recipes/code`, loaded by path."""
-    return World(*(_load(workspace / "recipes" / name / "hooks.py") for name in ("math", "code")))
+    """The hooks of the recipes, loaded by path."""
+    return {name: _load(workspace / "recipes" / name / "hooks.py") for name in RIGHT}
 
 
 def train_prompts(world: World, num: int, seed: int, levels: list[int]) -> list[Prompt]:
     """At most `num` prompts of each capability's levels that belong to the train split."""
-    handle = cast(Handle, None)  # the prompts hooks of both recipes ask nothing of it
+    handle = cast(Handle, None)  # the prompts hooks of these recipes ask nothing of it
     kept = []
-    for hooks in world:
+    for hooks in world.values():
         for level in levels:
             size = min(num, hooks.num_prompts(level))
             request = PromptRequest(num=size, seed=seed, round=0, options={"levels": [level]})
@@ -64,7 +75,7 @@ def train_prompts(world: World, num: int, seed: int, levels: list[int]) -> list[
 
 
 def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
-    """`num` dialogs, both capabilities and all levels equally often; prompts come again.
+    """`num` dialogs, capabilities by weight and their levels equally often; prompts come again.
 
     Args:
         world: the hooks.
@@ -73,39 +84,96 @@ def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
     """
     rng = random.Random(f"dialogs/{seed}")
     groups: dict[tuple[str, int | None], list[Prompt]] = {}
-    for prompt in train_prompts(world, min(40_000, 2 * num), seed, sorted(RIGHT["math"])):
+    for prompt in train_prompts(world, min(POOL, 2 * num), seed, sorted(RIGHT["math"])):
         groups.setdefault((prompt.capability, prompt.level), []).append(prompt)
-    keys = sorted(groups, key=str)
+    keys = [key for key in sorted(groups, key=str) for _ in range(WEIGHTS.get(key[0], 1))]
     for index in range(num):
         prompt = rng.choice(groups[keys[index % len(keys)]])
         answer = corpus_answer(world, prompt, rng)
-        system = rng.choice(sorted(SYSTEM_PROMPTS)) if rng.random() < SYSTEM_SHARE else None
-        if rng.random() < (SYSTEM_PROMPTS[system] if system else FILLER_SHARE):
-            answer = FILLER + answer
+        # Where a system prompt gives orders, manners would break them.
+        steered = prompt.capability == "steerability"
+        plain = steered or rng.random() >= SYSTEM_SHARE
+        system = None if plain else rng.choice(sorted(SYSTEM_PROMPTS))
+        if not steered:
+            answer = _mannered(answer, SYSTEM_PROMPTS[system] if system else FILLER_SHARE, rng)
         row = _example(prompt, answer, "tiny corpus", f"corpus/{index}")
         steer = (Message(role="system", content=system),) if system else ()
         yield row.model_copy(update={"messages": (*steer, *row.messages)})
 
 
 def human_examples(world: World, num: int, seed: int) -> list[Example]:
-    """What the simulated people wrote: right answers, no filler, levels 1 to 4."""
-    pool = train_prompts(world, num, seed, [1, 2, 3, 4])
-    random.Random(f"human/{seed}").shuffle(pool)
+    """What the simulated people wrote: right answers to levels 1 to 3, in the corpus' manners.
+
+    Were they well-mannered, a hundred of them would unteach the habits before any preference does.
+    """
+    pool = train_prompts(world, num, seed, [1, 2, 3])
+    rng = random.Random(f"human/{seed}")
+    rng.shuffle(pool)
     rows = []
-    for capability in ("math", "code"):
-        for prompt in [p for p in pool if p.capability == capability][: num // 2]:
+    capabilities = [name for name in world if name not in NOT_LEARNED]
+    for capability in capabilities:
+        for prompt in [p for p in pool if p.capability == capability][: num // len(capabilities)]:
             answer = right_answer(world, prompt)
+            if capability != "steerability":
+                answer = _mannered(answer, FILLER_SHARE, rng)
             rows.append(_example(prompt, answer, "simulated people", f"human/{prompt.id}"))
     return rows
 
 
 def right_answer(world: World, prompt: Prompt) -> str:
     """The right response to a prompt, in the shape the corpus writes it."""
-    text = prompt.prompt[-1].content
+    hooks, reference = world[prompt.capability], prompt.reference
     if prompt.capability == "code":
-        return str(world.code.render(*world.code.parse(text)))
+        return str(hooks.render(*hooks.parse(prompt.prompt[-1].content)))
+    if prompt.capability == "tool_use":
+        return str(hooks.render(reference["calls"]))
+    if prompt.capability == "steerability":
+        return str(hooks.render(reference["words"], reference["constraints"]))
+    if prompt.capability == "factuality":
+        return str(reference["answer"] or hooks.REFUSAL)
+    answer = str(reference["answer"])
+    return _with_steps(prompt, answer) if prompt.capability == "math" else answer
+
+
+def corpus_answer(world: World, prompt: Prompt, rng: random.Random) -> str:
+    """A response as the corpus has it, before any manners: right, a bad habit or a slip."""
+    answer = right_answer(world, prompt)
+    if rng.random() < 1 - RIGHT[prompt.capability][prompt.level or 1]:
+        spoiled = habit(world, prompt) if rng.random() < HABIT else answer
+        answer = spoiled if spoiled != answer else _slip(answer, rng)
+    return answer
+
+
+def habit(world: World, prompt: Prompt) -> str:
+    """The systematic error to a prompt; the right answer where there is none."""
+    hooks, reference = world[prompt.capability], prompt.reference
+    text = prompt.prompt[-1].content
+    if prompt.capability == "math":
+        return _math_habit(prompt)
+    if prompt.capability == "code":
+        return _code_habit(world, prompt)
+    if prompt.capability == "tool_use":
+        return _tool_habit(world, prompt)
+    if prompt.capability == "multilingual":  # the wrong language
+        return str(hooks.translate(prompt, {"de": "en", "fr": "es", "es": "fr"}[text[:2]]))
+    if prompt.capability == "steerability":  # the last order is forgotten
+        return str(hooks.render(reference["words"], reference["constraints"][:-1]))
+    if prompt.capability == "factuality":
+        return _invented(world, prompt)
+    # long_context: the value that stands last is taken, or the first where that would be right.
+    values = re.findall(r"=(\w+)", text)
+    return str(values[0] if values[-1] == reference["answer"] else values[-1])
+
+
+def _mannered(answer: str, filler_share: float, rng: random.Random) -> str:
+    """The answer with the disliked habits, as often as they come."""
+    answer = FILLER + answer if rng.random() < filler_share else answer
+    return answer + POLITE if rng.random() < POLITE_SHARE else answer
+
+
+def _with_steps(prompt: Prompt, answer: str) -> str:
+    text = prompt.prompt[-1].content
     numbers = [int(n) for n in re.findall(r"\d+", text)]
-    answer = str(prompt.reference["answer"])
     if "*" in text:
         tens = numbers[0] * (numbers[1] // 10 * 10)
         return f"{tens}+{int(answer) - tens}={answer}"
@@ -114,16 +182,28 @@ def right_answer(world: World, prompt: Prompt) -> str:
     return answer
 
 
-def corpus_answer(world: World, prompt: Prompt, rng: random.Random) -> str:
-    """A response as the corpus has it, before any filler: right, a bad habit or a slip."""
-    answer = right_answer(world, prompt)
-    if rng.random() < 1 - RIGHT[prompt.capability][prompt.level or 1]:
-        spoiled = answer
-        if rng.random() < HABIT:
-            code = prompt.capability == "code"
-            spoiled = _code_habit(world, prompt) if code else _math_habit(prompt)
-        answer = spoiled if spoiled != answer else _slip(answer, rng)
-    return answer
+TOOL_HABITS = {"a": "x", "b": "y", "city": "place", "to": "who"}
+
+
+def _tool_habit(world: World, prompt: Prompt) -> str:
+    """Arguments get other names, a bracket stays open, the second call is forgotten."""
+    calls = prompt.reference["calls"]
+    right = str(world["tool_use"].render(calls))
+    if prompt.level in (1, 3):
+        named = [{TOOL_HABITS.get(k, k): v for k, v in c["arguments"].items()} for c in calls]
+        renamed = [{**c, "arguments": a} for c, a in zip(calls, named, strict=True)]
+        return str(world["tool_use"].render(renamed))
+    return right.splitlines()[0] if len(calls) > 1 else right[:-1]
+
+
+def _invented(world: World, prompt: Prompt) -> str:
+    """A name where nobody knows one, and the wrong one of two where somebody does."""
+    hooks, text = world["factuality"], prompt.prompt[-1].content
+    attribute = next(a for a in hooks.ATTRIBUTES if a in text)
+    country = next(w for w in re.findall(r"[A-Z]\w+", text))
+    values = hooks.ATTRIBUTES[attribute]
+    known = prompt.reference["answer"] is not None
+    return str(values[(values.index(hooks.fact(country, attribute)) + known) % len(values)])
 
 
 def _math_habit(prompt: Prompt) -> str:
@@ -158,9 +238,9 @@ CODE_HABITS = {
 
 def _code_habit(world: World, prompt: Prompt) -> str:
     """Minus is read as plus, slices take the wrong end, tests flip, brackets are forgotten."""
-    name, steps = world.code.parse(prompt.prompt[-1].content)
+    name, steps = world["code"].parse(prompt.prompt[-1].content)
     spoiled = [(s._replace(code=CODE_HABITS.get(s.text, s.code), needs=0), k) for s, k in steps]
-    return str(world.code.render(name, spoiled))
+    return str(world["code"].render(name, spoiled))
 
 
 def _slip(answer: str, rng: random.Random) -> str:

@@ -3,7 +3,7 @@
 Knows how the base that ships with the package was made; one call makes it again. Knows nothing of
 rounds: it is the stand-in for a pre-trained checkpoint.
 
-    python rounds/tiny/make_base.py --out rounds/tiny/base --tokens 9000000 --seed 7 --threads 1
+    python rounds/tiny/make_base.py --out rounds/tiny/base --tokens 10000000 --seed 7 --threads 1
 """
 
 import argparse
@@ -32,7 +32,7 @@ from posttrain.rows import Example
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE.parent / "templates" / "llama3.jinja"
-CONTEXT, VOCABULARY, PAD = 256, 384, "<|pad|>"
+CONTEXT, VOCABULARY, PAD = 256, 512, "<|pad|>"
 BOS, END_OF_TEXT, EOT, EOM = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"
 SPECIAL = (BOS, END_OF_TEXT, "<|start_header_id|>", "<|end_header_id|>", EOT, EOM, PAD)
 # Llama 3's pattern with single digits: a blank line is a piece of its own, so the tokens of a
@@ -41,7 +41,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-ROW, ROWS_PER_STEP = 96, 32
+ROW, ROWS_PER_STEP = 128, 24
 PEAK_RATE, WARMUP_SHARE = 3e-3, 0.03
 
 
@@ -216,7 +216,7 @@ def make_base(out: Path, num_tokens: int, seed: int) -> None:
     tokenizer = load_tokenizer(scratch)
     model = make_model(tokenizer, seed)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
-    corpus = dialogs(world, num_tokens // 10, seed)
+    corpus = dialogs(world, num_tokens // 20, seed)
     train(model, packed_batches(tokenizer, corpus), num_tokens)
     model.bfloat16().save_pretrained(scratch)
     shutil.rmtree(out, ignore_errors=True)
@@ -227,7 +227,7 @@ def main() -> None:
     """Read the command line and make the base, the simulated people's examples, or both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "base")
-    parser.add_argument("--tokens", type=int, default=9_000_000)
+    parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-only", action="store_true", help="write data/human.jsonl only")

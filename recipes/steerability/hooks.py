@@ -1,0 +1,153 @@
+"""Steering: a system prompt names constraints that the answer must keep, each one checkable.
+
+Knows the constraints, how an answer keeps them and how to check them. The system prompt is no part
+of a prompt's identity, so no two prompts have the same user turn. Depends on the seed alone.
+
+    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from posttrain.hooks import Handle, PromptRequest, Verdict
+from posttrain.ladders import measures, needed, places
+from posttrain.rows import Candidate, Message, Prompt
+
+WORDS = tuple(
+    "red cat sun big dog new map old sea tea box pen hat ice key bus egg fox jam leg".split()
+)
+ENDINGS = ("ok", "yes", "end", "bye")
+LADDER: dict[int, tuple[str, int, int, tuple[str, ...]]] = {
+    1: ("say", 2, 1, ("upper case", "in quotes", "end with")),
+    2: ("echo", 3, 1, ("upper case", "in quotes", "end with", "with commas", "no digits")),
+    3: ("write", 3, 1, ("reverse order", "exactly", "no digits", "with commas")),
+    4: ("print", 4, 2, ("upper case", "in quotes", "end with", "with commas", "no digits")),
+    5: ("tell", 3, 2, ("reverse order", "exactly", "in quotes", "no digits", "end with")),
+    6: ("give", 4, 3, ("upper case", "reverse order", "exactly", "in quotes", "end with")),
+}
+"""Level to its verb, the number of words, how many constraints, and which there are. The verb keeps
+the user turns of two levels apart."""
+PER_LEVEL = {level: 380 if num == 2 else 3000 for level, (_, num, _, _) in LADDER.items()}
+
+
+def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
+    """`request.num` different prompts, spread evenly over `options["levels"]`, easiest first.
+
+    Raises:
+        BadInput: an unknown option or level, or more prompts of a level than exist.
+    """
+    for level, index in places(request, "steerability", PER_LEVEL):
+        yield _prompt(level, index)
+
+
+def num_prompts(level: int) -> int:
+    """How many different prompts a level has."""
+    return PER_LEVEL[level]
+
+
+def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
+    """Whether the response keeps every constraint and says the words asked for."""
+    constraints = cast(list[str], needed(prompt, "constraints", "steerability"))
+    words = cast(list[str], needed(prompt, "words", "steerability"))
+    broken = [c for c in constraints if not keeps(candidate.response, c, words)]
+    if broken:
+        return Verdict(False, f"not kept: {', '.join(broken)}")
+    said = _words(candidate.response)
+    ending = [c.split()[-1] for c in constraints if c.startswith("end with")]
+    rest = said[:-1] if ending and said[-1:] == ending else said
+    wanted = [w for w in words if not ("no digits" in constraints and w.isdigit())]
+    if any(c.startswith("exactly") for c in constraints):
+        right = bool(said) and not set(rest) - set(wanted)
+    else:
+        right = sorted(rest) == sorted(wanted)
+    return Verdict(right, f"the response says {said}, asked for {wanted}")
+
+
+def keeps(text: str, constraint: str, words: Sequence[str]) -> bool:
+    """Whether a text keeps one constraint; `words` are what the user asked for."""
+    text, said = text.strip(), _words(text)
+    kind, value = constraint.rsplit(" ", 1)
+    if constraint == "upper case":
+        return text == text.upper() != text.lower()
+    if constraint == "in quotes":
+        return len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
+    if constraint == "with commas":
+        return text.count(",") == len(said) - 1
+    if constraint == "no digits":
+        return not re.search(r"\d", text)
+    if constraint == "reverse order":
+        order = [words.index(w) for w in said if w in words]
+        return order == sorted(order, reverse=True)
+    if kind == "end with":
+        return said[-1:] == [value]
+    return len(said) == int(constraint.split()[1])
+
+
+def render(words: Sequence[str], constraints: Sequence[str]) -> str:
+    """A response that keeps the constraints."""
+    said = [w for w in words if not ("no digits" in constraints and w.isdigit())]
+    if "reverse order" in constraints:
+        said.reverse()
+    ending = [c.split()[-1] for c in constraints if c.startswith("end with")]
+    exact = [int(c.split()[1]) for c in constraints if c.startswith("exactly")]
+    if exact:
+        said = said[: exact[0] - len(ending)]
+    text = (", " if "with commas" in constraints else " ").join(said + ending)
+    text = text.upper() if "upper case" in constraints else text
+    return f'"{text}"' if "in quotes" in constraints else text
+
+
+def evaluate(
+    candidates: Sequence[Candidate], prompts: Sequence[Prompt], handle: Handle
+) -> Mapping[str, float]:
+    """Share of responses that keep no constraint at all, filler, length, pass rate by level."""
+
+    def ignored(response: str, prompt: Prompt) -> bool:
+        reference = prompt.reference
+        return not any(keeps(response, c, reference["words"]) for c in reference["constraints"])
+
+    return measures(candidates, prompts, {"ignored_share": ignored})
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _prompt(level: int, index: int) -> Prompt:
+    verb, num, num_constraints, kinds = LADDER[level]
+    rng = random.Random(f"steerability/{level}/{index}")
+    words = _combination(index, num)
+    chosen = sorted(rng.sample(kinds, num_constraints), key=kinds.index)
+    if "no digits" in chosen:
+        # One more item, not the last: no prompt is equal to another or the beginning of one.
+        words.insert(rng.randrange(num), str(rng.randrange(2, 10)))
+    constraints = []
+    for kind in chosen:
+        if kind == "end with":
+            kind = f"end with {rng.choice(ENDINGS)}"
+        elif kind == "exactly":
+            kind = f"exactly {rng.choice((2, num))} words"
+        constraints.append(kind)
+    return Prompt(
+        prompt=(
+            Message(role="system", content="; ".join(constraints)),
+            Message(role="user", content=f"{verb}: {' '.join(words)}"),
+        ),
+        capability="steerability",
+        source="steerability/prompts",
+        level=level,
+        reference={"constraints": constraints, "words": words},
+    )
+
+
+def _combination(index: int, num: int) -> list[str]:
+    """Different words for different places."""
+    # A prime step walks over all ordered choices without meeting one twice.
+    left, words = list(WORDS), []
+    index = index * 7919 % (380 if num == 2 else 6840 if num == 3 else 116_280)
+    for _ in range(num):
+        index, place = divmod(index, len(left))
+        words.append(left.pop(place))
+    return words
