@@ -87,7 +87,8 @@ def test_tools_answer_the_turn_that_called_them() -> None:
     called = [turn("user", "1+1"), turn("assistant", "", **CALL), turn("tool", "2")]
     Prompt.model_validate({"prompt": called, "capability": "tool_use"})
     Prompt.model_validate({"prompt": [*called, turn("tool", "3")], "capability": "tool_use"})
-    Example.model_validate({"messages": [*called, *answer("2")], "capability": "tool_use"})
+    row = Example.model_validate({"messages": [*called, *answer("2")], "capability": "tool_use"})
+    assert [m.role for m in row.messages] == ["user", "assistant", "tool", "assistant"]
 
 
 def test_prompts_wait_for_an_answer_and_examples_have_one() -> None:
