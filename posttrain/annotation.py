@@ -104,13 +104,17 @@ def _judge(task: Task, people: SimulatedPeople, passed: tuple[bool, bool], seed:
         return Judgment(**base, choice="tie")
     strength = list(Strength)[sum(abs(gap) >= limit for limit in people.noise.strengths)]
     best = 0 if gap > 0 else 1
-    if rng.random() < people.noise.flip:
+    if rng.random() < _flip_share(people.noise, strength):
         return Judgment(**base, choice="ba"[best], strength=strength)
     edited: Messages | None = None
     better = people.edit(prompt, texts[best], passed[best])
     if better is not None and rng.random() < people.noise.edit:
         edited = (Message(role="assistant", content=better),)
     return Judgment(**base, choice="ab"[best], strength=strength, edited=edited)
+
+
+def _flip_share(noise: SimulatedAnnotator, strength: Strength) -> float:
+    return noise.flip.get(strength, 0.0) if isinstance(noise.flip, dict) else noise.flip
 
 
 def preference_of(task: Task, judgment: Judgment) -> Preference | None:

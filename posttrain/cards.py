@@ -26,12 +26,12 @@ def model_card(run: Run, address: str, manifest: Manifest) -> str:
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"tags: [posttrain, {'sft' if address.endswith('bootstrap') else 'dpo'}]",
+        f"tags: [posttrain, {'dpo' if address.endswith('/dpo') else 'sft'}]",
         "---",
         "",
         f"# {run.plan.title or run.name}: {address}",
         "",
-        f"Made from `{run.plan.base}` by `posttrain`, plan `{run.name}`, step `{address}` "
+        f"Made from `{run.plan.base}` by `posttrain`, plan `{run.plan_name}`, step `{address}` "
         f"(fingerprint `{manifest.fingerprint[:16]}`, {manifest.finished}).",
     ]
     if run.plan.simulated:

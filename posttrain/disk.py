@@ -56,7 +56,9 @@ def _kept_addresses(run: Run) -> set[str]:
     keep = run.plan.keep
     published = {step.address for step in run.published()}
     kept: set[str] = set()
-    for name, count in (("rm", keep.reward), ("sft", keep.sft), ("dpo", keep.policy)):
+    policy = "dpo" if run.plan.dpo.enabled else "sft"
+    counts = {"rm": keep.reward, "sft": keep.sft} | {policy: keep.policy}
+    for name, count in counts.items():
         mine = [s for s in run.steps.values() if s.name == name and s.address in published]
         kept |= {step.address for step in sorted(mine, key=lambda s: s.round)[-count:]}
     for step in run.steps.values():
@@ -66,8 +68,8 @@ def _kept_addresses(run: Run) -> set[str]:
             kept |= {str(_policy(run, gate)["step"]) for gate in gates if gate.address in published}
     gates_done = [s for s in run.steps.values() if s.name == "gate" and s.address in published]
     if gates_done:
-        policy = _policy(run, gates_done[-1])
-        kept |= {str(policy["step"]), str(policy["best"]["step"])}
+        chosen = _policy(run, gates_done[-1])
+        kept |= {str(chosen["step"]), str(chosen["best"]["step"])}
     if keep.members:
         kept |= {s.address for s in run.steps.values() if _is_member(s)}
     return kept

@@ -140,6 +140,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table that we have published, as plain values, unchecked."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
 def _line(row: BaseModel | Mapping[str, Any]) -> str:
     value = row.model_dump(mode="json", exclude_none=True) if isinstance(row, BaseModel) else row
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"

@@ -10,6 +10,7 @@ package, then entry points). Knows nothing of runs or steps.
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from posttrain.settings.recipe import RecipeSettings
 _PACKAGE = Path(__file__).parent
 _BUNDLED = _PACKAGE / "_library"
 ENTRY_POINT_GROUP = "posttrain.recipes"
+_EXTENDS = re.compile(r"^extends:", re.MULTILINE)
 FOLDERS = ("rounds", "recipes", "data_quality")
 
 
@@ -110,8 +112,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def plan_names(workspace: Workspace) -> list[str]:
-    """Plans in the workspace's `rounds/`."""
+    """Plans in the workspace's `rounds/`; those in folders below it are asked for by name."""
     return sorted(p.stem for p in (workspace.root / "rounds").glob("*.yaml"))
+
+
+def variations(workspace: Workspace, name: str) -> list[str]:
+    """Plans anywhere below `rounds/` that say they extend the named one, sorted by name."""
+    rounds = workspace.root / "rounds"
+    found = []
+    for path in rounds.rglob("*.yaml"):
+        data = yaml.safe_load(path.read_text()) if _EXTENDS.search(path.read_text()) else None
+        if isinstance(data, dict) and data.get("extends") == name:
+            found.append(path.relative_to(rounds).with_suffix("").as_posix())
+    return sorted(found)
 
 
 def choose_plan(workspace: Workspace, name: str | None) -> str:
@@ -125,20 +138,37 @@ def choose_plan(workspace: Workspace, name: str | None) -> str:
         if len(names) == 1:
             return names[0]
         raise BadInput(f"--plan is needed: {workspace.root / 'rounds'} holds {_listed(names)}")
-    if name not in names:
-        raise BadInput(f"--plan {name}: no rounds/{name}.yaml{near(name, names)}")
+    if not (workspace.root / "rounds" / f"{name}.yaml").is_file():
+        below = [n for top in names for n in variations(workspace, top)]
+        raise BadInput(f"--plan {name}: no rounds/{name}.yaml{near(name, [*names, *below])}")
     return name
 
 
 def load_plan(workspace: Workspace, name: str, overrides: Iterable[str] = ()) -> Plan:
-    """The plan with `--set` overrides applied.
+    """The plan, merged over the one it extends, with `--set` overrides applied.
 
     Raises:
-        BadInput: every wrong key or value, a line each.
+        BadInput: every wrong key or value, a line each; plans that extend each other in a circle.
     """
-    path = workspace.root / "rounds" / f"{name}.yaml"
-    data = read_yaml(path)
-    return parse(Plan, with_overrides(data, overrides), f"rounds/{name}.yaml")
+    data, chain = _plan_data(workspace, name, ())
+    return parse(Plan, with_overrides(data, overrides), " over ".join(chain))
+
+
+def _plan_data(
+    workspace: Workspace, name: str, above: tuple[str, ...]
+) -> tuple[dict[str, Any], list[str]]:
+    """A plan's keys with those it inherits, and the files they came from, its own first."""
+    file = f"rounds/{name}.yaml"
+    if name in above:
+        raise BadInput(f"{file}: extends itself: {' → '.join((*above, name))}")
+    if above and not (workspace.root / file).is_file():
+        near_ones = near(name, plan_names(workspace))
+        raise BadInput(f"rounds/{above[-1]}.yaml: extends: no plan {file}{near_ones}")
+    data = read_yaml(workspace.root / file)
+    if not isinstance(data.get("extends"), str):
+        return data, [file]
+    below, chain = _plan_data(workspace, data["extends"], (*above, name))
+    return _merged({key: v for key, v in below.items() if key != "varies"}, data), [file, *chain]
 
 
 def load_pipeline(workspace: Workspace, overrides: Mapping[str, Any]) -> Pipeline:

@@ -1,5 +1,6 @@
 """What gc may remove: never what an unfinished step, or the chosen policy, still needs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_policy_that_an_unfinished_step_reads_stays(tmp_path: Path) -> None:
     )
     run = run_of(tmp_path, first, one, second, two, third, three, tasks)
     plan = run.plan.model_copy(update={"keep": run.plan.keep.model_copy(update={"policy": 1})})
-    run = Run(run.workspace, run.name, plan, run.steps, run.folder)
+    run = replace(run, plan=plan)
     go(run, first, one, second, two, third, three)
     collect(run, collectable(run))
     assert addresses(run) == {"round-1/dpo", "round-3/dpo"}

@@ -84,9 +84,16 @@ def _measure(step: Step, folder: Path) -> dict[str, Any]:
 
 
 def _measure_reward(step: Step, folder: Path) -> dict[str, Any]:
-    one = {"all": _rate(0.7), "better": _rate(0.8 + step.round / 1000), "longer wins": _rate(0.44)}
-    write_json(folder / "accuracy.json", {"dev": one, "test": one})
-    return {"metrics": {"accuracy": {"dev": one, "test": one}}}
+    one = {
+        "all": _rate(0.7),
+        "better": _rate(0.8 + step.round / 1000),
+        "trained": _rate(0.61),
+        "longer wins": _rate(0.44),
+    }
+    accuracy = {"dev": one, "test": one}
+    members = {f"rm-{name}": {"trained": _rate(0.6 + i / 100)} for i, name in enumerate("ab", 3)}
+    write_json(folder / "accuracy.json", accuracy)
+    return {"metrics": {"accuracy": accuracy, "members": members}}
 
 
 def _gate(step: Step, folder: Path) -> dict[str, Any]:

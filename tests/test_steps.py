@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from posttrain.controller import Run, run_steps
+from posttrain.controller import Run
 from posttrain.errors import BadInput, Busy, Damaged, StepFailed
+from posttrain.scheduler import run_steps
 from posttrain.settings.plan import Plan
 from posttrain.steps.fingerprint import drift, fingerprint
 from posttrain.steps.lock import run_lock
@@ -67,7 +69,7 @@ def run_of(root: Path, *steps: Step) -> Run:
     (root / "base").mkdir(parents=True, exist_ok=True)
     folder = RunFolder(root / "runs" / "test")
     folder.root.mkdir(parents=True, exist_ok=True)
-    return Run(Workspace(root), "test", plan, {s.address: s for s in steps}, folder)
+    return Run(Workspace(root), "test", "test", plan, {s.address: s for s in steps}, folder)
 
 
 def go(run: Run, *steps: Step, redo_stale: bool = False) -> list[str]:
@@ -207,7 +209,7 @@ def test_too_little_space_is_refused_before_a_step_starts(tmp_path: Path) -> Non
         update={"resources": run.plan.resources.model_copy(update={"min_free_gib": 1e9})}
     )
     with pytest.raises(StepFailed, match="MiB are free"):
-        go(Run(run.workspace, run.name, plan, run.steps, run.folder), one)
+        go(replace(run, plan=plan), one)
 
 
 def test_a_killed_step_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 from posttrain.cli.shared import (
     JsonOption,
     PlanOption,
+    RunOption,
     SetOption,
     WorkspaceOption,
     call,
@@ -32,11 +33,12 @@ def plan_command(
     number: Annotated[int, typer.Argument(help="Which round, 1 the first.")],
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Show what a round would do: done, to run, stale and why, or not yet known."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     states = run.states(run.round_steps(number))
     if as_json:
         print_json(
@@ -50,6 +52,7 @@ def plan_command(
 def status_command(
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every published file against its manifest.")
     ] = False,
@@ -57,7 +60,7 @@ def status_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Show how far each round is, and the pass rates so far."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     if verify:
         _verify(run)
     rounds = call("posttrain.report.summary:rounds", run)
@@ -90,11 +93,12 @@ def why_command(
     row_id: Annotated[str, typer.Argument(help="Id of a row of any published table.")],
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Print the chain from a row back to its prompt, policy, seed, scores and decisions."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     chain = call("posttrain.lineage:chain_of", run, row_id)
     if as_json:
         print_json(chain)
@@ -109,10 +113,11 @@ def report_command(
     ] = None,
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write the report: one HTML file that opens offline."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     path = out or run.folder.root / "report.html"
     call("posttrain.report.page:write_report", run, path)
     typer.echo(str(path))
@@ -122,9 +127,10 @@ def export_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist.")],
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Write the final model: bf16 weights, tokenizer, chat template and model card."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     chosen = call("posttrain.exporting:export_policy", run, out)
     typer.echo(f"{out}: {chosen}")

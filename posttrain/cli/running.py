@@ -1,15 +1,28 @@
-"""Commands that do work: round, run, gc."""
+"""Commands that do work: round, run, ablations, gc."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from posttrain.cli.shared import PlanOption, SetOption, WorkspaceOption, call, open_run, print_json
+from posttrain.cli.shared import (
+    JsonOption,
+    PlanOption,
+    RunOption,
+    SetOption,
+    WorkspaceOption,
+    call,
+    open_run,
+    print_json,
+)
 from posttrain.cli.watch import watch_for_terminal
-from posttrain.controller import Run, Window, run_steps, slice_of, window_of
+from posttrain.controller import Run, Window, slice_of, window_of
 from posttrain.disk import collect, collectable
+from posttrain.errors import BadInput
+from posttrain.scheduler import run_steps
 from posttrain.steps.lock import run_lock
+from posttrain.workspace import choose_plan, find_workspace
 
 RoundArgument = Annotated[int, typer.Argument(help="Which round, 1 the first.")]
 FromOption = Annotated[
@@ -28,6 +41,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command("round")(round_command)
     app.command("run")(run_command)
+    app.command("ablations")(ablations_command)
     app.command("gc")(gc_command)
 
 
@@ -35,6 +49,7 @@ def round_command(
     number: RoundArgument,
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     first: FromOption = None,
     last: UntilOption = None,
     redo_stale: RedoOption = False,
@@ -42,7 +57,7 @@ def round_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Run one round; run it again to continue where it stopped."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     window = Window(first, last, redo_stale)
     if dry_run:
         states = run.states(slice_of(run, number, window))
@@ -60,14 +75,18 @@ def round_command(
 def run_command(
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     redo_stale: RedoOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Run every round of the plan, one after another."""
-    run = open_run(workspace, plan, overrides)
+    _all_rounds(open_run(workspace, plan, overrides, run_name), Window(redo_stale=redo_stale))
+
+
+def _all_rounds(run: Run, window: Window) -> None:
     with run_lock(run.folder.root):
         for number in range(1, len(run.plan.rounds) + 1):
-            _round(run, number, Window(redo_stale=redo_stale))
+            _round(run, number, window)
 
 
 def _round(run: Run, number: int, window: Window) -> None:
@@ -78,14 +97,64 @@ def _round(run: Run, number: int, window: Window) -> None:
         typer.echo(call("posttrain.report.summary:round_line", run, number))
 
 
+def ablations_command(
+    plan: PlanOption = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", help="Seeds to run, e.g. 0,1,2; else the plan's.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this variation (repeatable).")
+    ] = None,
+    overrides: SetOption = None,
+    compare_only: Annotated[
+        bool, typer.Option("--compare-only", help="Run nothing; compare what is finished.")
+    ] = False,
+    as_json: JsonOption = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Run a plan and its variations (plans that extend it), and compare how they end."""
+    found_workspace = find_workspace(workspace)
+    name = choose_plan(found_workspace, plan)
+    found = call(
+        "posttrain.ablations:runs_of",
+        found_workspace,
+        name,
+        _numbers(seeds),
+        only or (),
+        overrides or (),
+    )
+    if not compare_only:
+        for variation in found:
+            for run in variation.runs.values():
+                typer.echo(f"{run.name}: {variation.varies or 'the plan itself'}", err=as_json)
+                _all_rounds(run, Window())
+    result = call("posttrain.ablations:collect", found)
+    own = Run.open(found_workspace, name, overrides or ())
+    path = call("posttrain.ablations:write", own, result)
+    if as_json:
+        print_json(result)
+        return
+    call("posttrain.ablations:print_table", result)
+    typer.echo(f"{path}; posttrain report --plan {name} shows it")
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise BadInput(f"--seeds {text}: expected numbers with commas between them, e.g. 0,1,2")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
 def gc_command(
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Remove weights that the plan's `keep` does not name; manifests and lineage stay."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     with run_lock(run.folder.root):
         found = collectable(run)
         total = sum(found.values())

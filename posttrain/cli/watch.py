@@ -5,9 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from posttrain.controller import Watch
+from posttrain.scheduler import Watch
 from posttrain.steps.step import Step
 
 
@@ -47,21 +54,22 @@ class _Plain:
 
 
 class _Bars:
-    """A bar for the round and one for the running step."""
+    """A bar for the round and one for each running step."""
 
     def __init__(self, progress: Progress, number: int, total: int) -> None:
         self._progress = progress
         self._all = progress.add_task(f"round {number}", total=total)
-        self._one = progress.add_task("", total=None)
+        self._bars: dict[str, TaskID] = {}
 
     def begin(self, step: Step, resumed: bool) -> None:
         again = " (goes on)" if resumed else ""
-        self._progress.reset(self._one, description=f"{step.address}{again}", total=None)
+        self._bars[step.address] = self._progress.add_task(f"{step.address}{again}", total=None)
 
     def progress(self, step: Step, done: int, total: int) -> None:
-        self._progress.update(self._one, completed=done, total=total)
+        self._progress.update(self._bars[step.address], completed=done, total=total)
 
     def end(self, step: Step, seconds: float) -> None:
+        self._progress.remove_task(self._bars.pop(step.address))
         self._progress.print(f"{step.address} {seconds:.1f} s")
         self._progress.advance(self._all)
 

@@ -10,6 +10,7 @@ import typer
 from posttrain.cli.shared import (
     JsonOption,
     PlanOption,
+    RunOption,
     SetOption,
     WorkspaceOption,
     call,
@@ -55,18 +56,19 @@ def init_command(
 def check_command(
     plan: PlanOption = None,
     overrides: SetOption = None,
+    run_name: RunOption = None,
     as_json: JsonOption = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Resolve everything a plan names, and run nothing: settings, templates, hooks, data, model."""
-    run = open_run(workspace, plan, overrides)
+    run = open_run(workspace, plan, overrides, run_name)
     findings = call("posttrain.checking:check_run", run)
     if as_json:
-        print_json({"plan": run.name, "checked": findings})
+        print_json({"plan": run.plan_name, "checked": findings})
         return
     for what, found in findings.items():
         typer.echo(f"{what:<12} {found}")
-    typer.echo(f"rounds/{run.name}.yaml is fine")
+    typer.echo(f"rounds/{run.plan_name}.yaml is fine")
 
 
 def schema_command() -> None:

@@ -17,6 +17,7 @@ from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.stages import (
     CIRCUMSTANCES,
     AverageStage,
+    MeasureMembersStage,
     MeasureStage,
     literals,
 )
@@ -42,6 +43,7 @@ VERSIONS = {
     "select": 1,
     "curate": 1,
     "measure": 1,
+    "measure_members": 1,
     "measure_reward": 1,
     "gate": 1,
     "tasks": 1,
@@ -122,14 +124,28 @@ class Builder:
 
     def measure(self, address: str, parts: Mapping[str, Any]) -> Step:
         """The step that measures a model on the held-out prompts."""
-        plan = self.plan
         files = {**self.template, **self.hooks(), **parts.get("files", {})}
         inputs = {"heldout": self.steps["round-0/heldout"], **parts.get("inputs", {})}
-        settings = MeasureStage(
-            seed=plan.seed,
-            evaluation=plan.evaluation,
-            sampling=plan.sampling,
-            recipes=self.recipes_with("max_tokens", "hooks"),
-            mix=plan.mix,
+        return self.add(address, "measure", self._measured(), inputs=inputs, files=files)
+
+    def measure_members(self, at: str, members: Mapping[str, Step]) -> Step:
+        """The step that measures variants and averages, by name."""
+        return self.add(
+            f"{at}/measure-members",
+            "measure_members",
+            MeasureMembersStage(**dict(self._measured()), models=tuple(members)),
+            inputs={
+                "heldout": self.steps["round-0/heldout"],
+                **{f"model:{name}": step for name, step in members.items()},
+            },
+            files={**self.template, **self.hooks()},
         )
-        return self.add(address, "measure", settings, inputs=inputs, files=files)
+
+    def _measured(self) -> MeasureStage:
+        return MeasureStage(
+            seed=self.plan.seed,
+            evaluation=self.plan.evaluation,
+            sampling=self.plan.sampling,
+            recipes=self.recipes_with("max_tokens", "hooks"),
+            mix=self.plan.mix,
+        )

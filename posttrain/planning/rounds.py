@@ -171,17 +171,21 @@ def _round(b: Builder, number: int) -> None:
     )
     curate = _curate(b, number, score, select)
     sft = _members(b, at, "sft", plan.sft, {"examples": curate}, b.base)
-    dpo_inputs = {"preferences": b.steps[f"{at}/preferences"], "sft": sft}
-    dpo = _members(b, at, "dpo", plan.dpo, dpo_inputs, {})
-    measured = b.measure(f"{at}/measure", {"inputs": {"model": dpo}})
+    last = sft
+    if plan.dpo.enabled:
+        dpo_inputs = {"preferences": b.steps[f"{at}/preferences"], "sft": sft}
+        last = _members(b, at, "dpo", plan.dpo, dpo_inputs, {})
+    measured = b.measure(f"{at}/measure", {"inputs": {"model": last}})
+    if plan.evaluation.members:
+        b.measure_members(at, _trained(b, at))
     b.add(
         f"{at}/gate",
         "gate",
-        GateStage(round=number, gate=plan.gate, candidate=dpo.address),
-        inputs={"measure": measured, "candidate": dpo, "before": before},
+        GateStage(round=number, gate=plan.gate, candidate=last.address),
+        inputs={"measure": measured, "candidate": last, "before": before},
     )
     if number < len(plan.rounds) and not plan.rounds[number].preferences:
-        _tasks(b, number, data.tasks, dpo, policy)
+        _tasks(b, number, data.tasks, last, policy)
 
 
 def _preferences(b: Builder, number: int) -> None:
@@ -226,8 +230,12 @@ def _reward(b: Builder, at: str, batches: Mapping[str, Step]) -> Step:
     b.add(
         f"{at}/measure-rm",
         "measure_reward",
-        MeasureRewardStage(),
-        inputs={"reward": reward, **batches},
+        MeasureRewardStage(min_strength=plan.min_strength),
+        inputs={
+            "reward": reward,
+            **{f"member:rm-{name}": step for name, step in members.items()},
+            **batches,
+        },
         files=b.template,
     )
     return reward
@@ -279,6 +287,12 @@ def _members(
     return b.average(f"{at}/{stage}", settings, members)
 
 
+def _trained(b: Builder, at: str) -> dict[str, Step]:
+    """The policies that a round has trained so far, variants before their average."""
+    members = {step.name: step for step in b.steps.values() if step.address.startswith(f"{at}/")}
+    return {name: members[name] for name in members if name.partition("-")[0] in ("sft", "dpo")}
+
+
 def _tasks(
     b: Builder, number: int, sources: tuple[Source, ...], policy: Step, before: Mapping[str, Any]
 ) -> None:
@@ -291,7 +305,9 @@ def _tasks(
         tasks = tasks.model_copy(update={"models": ("previous",)})
         files["previous"] = b.base["base"]
     else:
-        variants = {f"variant:{n}": b.steps[f"{at}/dpo-{n}"] for n in plan.dpo.variants}
+        stage = "dpo" if plan.dpo.enabled else "sft"
+        names = (plan.dpo if plan.dpo.enabled else plan.sft).variants
+        variants = {f"variant:{n}": b.steps[f"{at}/{stage}-{n}"] for n in names}
         inputs |= {"previous": before["inputs"]["policy"]} if "inputs" in before else {}
     choices = {"previous": before["choices"]["policy"]} if "choices" in before else {}
     settings = TasksStage(

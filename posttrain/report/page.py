@@ -6,22 +6,23 @@ never loads torch. All text is escaped by the template, for a model may have wri
     write_report(Run.open(workspace, "tiny"), Path("report.html"))
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from posttrain import ablations
 from posttrain.controller import Run
 from posttrain.report import figures
-from posttrain.report.figures import BASE, Panel
+from posttrain.report.figures import Panel
+from posttrain.report.models import by_level, members_of
+from posttrain.report.published import Published
 from posttrain.report.summary import rounds
 from posttrain.steps.manifest import Manifest
-from posttrain.tables import read_json
+from posttrain.tables import json_lines, read_json
 
 _NUM_EXAMPLES = 3
 _LONGEST_EXAMPLE = 1500
@@ -34,39 +35,6 @@ _CURVES = (
     ("DPO: margin of implicit rewards", "dpo-", "rewards/margins"),
 )
 """Title, the members' name without their variant, column of metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class _Published:
-    """What a run has published: manifests by address, and where their files lie."""
-
-    root: Path
-    last: int
-    """Number of the plan's last round."""
-    manifests: dict[str, Manifest]
-
-    def ticks(self) -> list[int]:
-        """The base, the bootstrap and every round of the plan."""
-        return list(range(BASE, self.last + 1))
-
-    def of(self, name: str) -> dict[int, Manifest]:
-        """Round → manifest of the step of that name."""
-        found = {}
-        for number in range(self.last + 1):
-            manifest = self.manifests.get(f"round-{number}/{name}")
-            if manifest is not None:
-                found[number] = manifest
-        return found
-
-    def measures(self) -> dict[int, Manifest]:
-        """Round → manifest of its measure, the base's under `BASE`."""
-        found = self.of("measure")
-        base = self.manifests.get("round-0/measure-base")
-        return found if base is None else {BASE: base, **found}
-
-    def folder(self, manifest: Manifest) -> Path:
-        """Where a step's files are."""
-        return self.root / manifest.address
 
 
 def write_report(run: Run, path: Path) -> None:
@@ -83,12 +51,7 @@ def write_report(run: Run, path: Path) -> None:
 
 
 def _render(run: Run) -> str:
-    manifests = {step.address: run.folder.manifest(step) for step in run.published()}
-    found = _Published(
-        run.folder.root,
-        len(run.plan.rounds),
-        {address: one for address, one in manifests.items() if one is not None},
-    )
+    found = Published.of_run(run)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -100,11 +63,13 @@ def _render(run: Run) -> str:
         percent=_percent,
         interval=_interval,
         duration=_duration,
+        points=_points,
         round_label=figures.round_label,
     )
     table = rounds(run)
     return environment.get_template("page.html.jinja").render(
-        name=run.name,
+        name=run.plan_name,
+        run_name=run.name,
         plan=run.plan,
         ticks=found.ticks(),
         rounds=table,
@@ -118,11 +83,20 @@ def _render(run: Run) -> str:
         costs=_costs(found),
         examples=_examples(found),
         provenance=_provenance(found),
+        difficulty=by_level(found, run.plan),
+        members=members_of(found),
+        ablations=_ablations(run),
         colours=figures,
     )
 
 
-def _headline(found: _Published, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _ablations(run: Run) -> dict[str, Any] | None:
+    """The comparison with the plan's variations, where `posttrain ablations` has made one."""
+    path = run.folder.root / ablations.FILE
+    return read_json(path) if path.is_file() else None
+
+
+def _headline(found: Published, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """First and newest measure, for the top of the page."""
     measured = [row for row in table if row["rates"] is not None]
     gates = list(found.of("gate").values())
@@ -135,7 +109,7 @@ def _headline(found: _Published, table: Sequence[Mapping[str, Any]]) -> dict[str
     }
 
 
-def _sections(found: _Published) -> dict[str, dict[str, Any]]:
+def _sections(found: Published) -> dict[str, dict[str, Any]]:
     """The figures over rounds, each section with the numbers behind it."""
     rates = {n: one.metrics["rates"] for n, one in found.measures().items()}
     accuracy = {n: one.metrics["accuracy"] for n, one in found.of("measure-rm").items()}
@@ -163,7 +137,7 @@ def _drawn(name: str, panels: Sequence[Panel], ticks: Sequence[int]) -> list[dic
     ]
 
 
-def _training(found: _Published) -> dict[str, Any]:
+def _training(found: Published) -> dict[str, Any]:
     """The curves of every training, rounds overlaid, and what the colours mean."""
     logs: dict[str, dict[int, dict[str, list[dict[str, Any]]]]] = {}
     for stage in ("rm-", "sft-", "dpo-"):
@@ -174,7 +148,7 @@ def _training(found: _Published) -> dict[str, Any]:
             if bootstrap or name.startswith(stage):
                 variant = "" if bootstrap else name.removeprefix(stage)
                 number = int(at.removeprefix("round-"))
-                by_round[number][variant] = list(_rows(found.root / address / "metrics.jsonl"))
+                by_round[number][variant] = list(json_lines(found.root / address / "metrics.jsonl"))
         logs[stage] = dict(by_round)
     panels = [
         figures.curves(title, column, logs[stage], found.last) for title, stage, column in _CURVES
@@ -189,7 +163,7 @@ def _training(found: _Published) -> dict[str, Any]:
     }
 
 
-def _funnels(found: _Published) -> dict[int, list[dict[str, Any]]]:
+def _funnels(found: Published) -> dict[int, list[dict[str, Any]]]:
     """Round → each part of each step: rows in and out, what was dropped and what changed."""
     funnels: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for address, manifest in found.manifests.items():
@@ -201,7 +175,7 @@ def _funnels(found: _Published) -> dict[int, list[dict[str, Any]]]:
     return dict(sorted(funnels.items()))
 
 
-def _costs(found: _Published) -> dict[str, Any]:
+def _costs(found: Published) -> dict[str, Any]:
     """Step's name → round → its manifest, and each round's sums."""
     steps: dict[str, dict[int, Manifest]] = {}
     for address, manifest in found.manifests.items():
@@ -216,7 +190,7 @@ def _costs(found: _Published) -> dict[str, Any]:
     }
 
 
-def _examples(found: _Published) -> list[dict[str, Any]]:
+def _examples(found: Published) -> list[dict[str, Any]]:
     """Some test prompts with the greedy response of each round's model.
 
     Prompts are picked by id, capabilities in turn, so that no result decides what is shown.
@@ -246,7 +220,7 @@ def _examples(found: _Published) -> list[dict[str, Any]]:
 
 
 def _test_greedy(path: Path) -> Iterator[dict[str, Any]]:
-    return (r for r in _rows(path) if r["split"] == "test" and r["mode"] == "greedy")
+    return (r for r in json_lines(path) if r["split"] == "test" and r["mode"] == "greedy")
 
 
 def _in_turn(capabilities: Mapping[str, str]) -> list[str]:
@@ -269,7 +243,7 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _provenance(found: _Published) -> dict[str, Any]:
+def _provenance(found: Published) -> dict[str, Any]:
     """Versions, commits, commands and hosts of all steps, and where the final policy comes from."""
     versions: dict[str, set[str]] = defaultdict(set)
     for manifest in found.manifests.values():
@@ -290,7 +264,7 @@ def _provenance(found: _Published) -> dict[str, Any]:
     }
 
 
-def _lineage(found: _Published, address: str) -> list[Manifest]:
+def _lineage(found: Published, address: str) -> list[Manifest]:
     """The policy's step and every published step it depends on, nearest first."""
     wanted, seen = [address], dict[str, Manifest]()
     while wanted:
@@ -301,18 +275,18 @@ def _lineage(found: _Published, address: str) -> list[Manifest]:
     return list(seen.values())
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
 def _interval(rate: Mapping[str, float]) -> str:
     return f"{100 * rate['low']:.1f}–{100 * rate['high']:.1f}"
+
+
+def _points(rate: Mapping[str, float]) -> str:
+    """A difference of rates with its interval, in percentage points."""
+    value, low, high = (100 * rate[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,9 @@ from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+PlanName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
+]
 
 
 class FileSource(Settings):
@@ -112,8 +115,9 @@ class SimulatedAnnotator(Settings):
     type: Literal["simulated"]
     rules: str
     """A Python file with `utility` and `edit`."""
-    flip: Share = 0.1
-    """Share of judgments that are turned around."""
+    flip: Share | dict[Strength, Share] = 0.1
+    """Share of judgments that are turned around, of all or by strength: people err most where
+    responses are close. A strength that is not named is never turned around."""
     edit: Share = 0.3
     """Share of chosen responses that get an edit, where the rules offer one."""
     strengths: tuple[float, float, float] = (0.05, 1.0, 5.0)
@@ -153,6 +157,12 @@ class Sampling(Settings):
 class Selection(Settings):
     """Which of K responses goes on: the gates, then the reward model (section 4.2.2)."""
 
+    by: Literal["reward", "random"] = "reward"
+    """Which of the responses that pass goes on: the reward model's best, or any (by hash), to see
+    what the reward model adds."""
+    verify: bool = True
+    """Drop responses that a recipe's verifier fails; without it they are only counted, to see what
+    verifying adds."""
     require_stop: bool = True
     """Drop responses that were cut at the length limit."""
     max_repetition: Share = 0.5
@@ -174,6 +184,10 @@ class Evaluation(Settings):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Coverage of the intervals."""
+    members: bool = False
+    """Whether the variants of SFT and DPO and their averages are measured too, greedy on dev."""
+    show: tuple[str, ...] = ()
+    """Named measures of the recipes' `evaluate` hooks that comparisons show beside pass rates."""
 
 
 class Gate(Settings):
@@ -219,6 +233,9 @@ class Resources(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast for training; `auto` asks the machine once a run and remembers the answer."""
     threads: Annotated[int, Field(ge=1)] = 1
+    parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Steps that may run side by side where none needs the other; `auto` is one on a machine with
+    an accelerator, else one a core (for `threads` cores each) up to four."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows a device takes at a time; None takes the whole batch."""
     gradient_checkpointing: bool = False
@@ -239,6 +256,11 @@ class Resources(Settings):
 class Plan(Settings):
     """Rounds of post-training on one base."""
 
+    extends: PlanName | None = None
+    """Another plan of which this one is a variation: what stands here is merged over it, mappings
+    key by key, everything else as a whole."""
+    varies: str = ""
+    """What a variation leaves out or does in another way, in a few words."""
     base: str
     """The pre-trained checkpoint: a folder in the workspace, or an absolute path."""
     title: str = ""
@@ -280,8 +302,10 @@ class Plan(Settings):
         strangers = sorted(set(self.recipes) - set(self.mix))
         if strangers:
             raise ValueError(f"recipes.{strangers[0]}: not in mix, which has {sorted(self.mix)}")
-        if "variants" in self.tasks.models and len(self.dpo.variants) < 2:
-            raise ValueError("tasks.models: 'variants' needs at least two dpo.variants")
+        last = "dpo" if self.dpo.enabled else "sft"
+        num_members = len(self.dpo.variants if self.dpo.enabled else self.sft.variants)
+        if "variants" in self.tasks.models and num_members < 2:
+            raise ValueError(f"tasks.models: 'variants' needs at least two {last}.variants")
         data: list[tuple[str, Bootstrap | RoundData]] = [("bootstrap", self.bootstrap)]
         data += [(f"rounds.{i}", one) for i, one in enumerate(self.rounds)]
         for (name, before), this in zip(data, self.rounds, strict=False):

@@ -126,8 +126,17 @@ class MeasureStage(Settings):
     mix: dict[str, float]
 
 
+class MeasureMembersStage(MeasureStage):
+    """Pass rates of a round's variants and their averages."""
+
+    models: tuple[str, ...]
+    """Names of the steps that made them."""
+
+
 class MeasureRewardStage(Settings):
-    """Accuracy of the reward model on held-out pairs."""
+    """Accuracy of the reward model and of its members on held-out pairs."""
+
+    min_strength: Strength
 
 
 class GateStage(Settings):
@@ -157,6 +166,9 @@ CIRCUMSTANCES = frozenset(
         # Where a file lies; its content enters on its own.
         "sources.*.path",
         "evaluation.sources",
+        # Whether another step exists, and what is shown of this one.
+        "evaluation.members",
+        "evaluation.show",
         "annotator.rules",
         "judge.rules",
     }

@@ -7,7 +7,7 @@ Defaults are the paper's where it names a value (sections 4.1.2 to 4.1.5) and ou
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from posttrain.settings.base import Settings, parse
 
@@ -55,7 +55,8 @@ class TrainingSettings(Settings):
         "a": {},
         "b": {"data_seed": 1},
     }
-    """Name → the settings in which this member of the average differs."""
+    """Name → the settings in which this member of the average differs; null leaves out one that
+    the plan below lists."""
     average: Average = Average()
 
     def variant(self, name: str) -> Self:
@@ -67,6 +68,15 @@ class TrainingSettings(Settings):
         merged = {**self.model_dump(exclude={"variants"}), **self.variants[name]}
         whole = {**merged, "variants": {name: {}}, "average": {}}
         return parse(type(self), whole, f"variants.{name}")
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _leave_out(cls, variants: Any) -> Any:
+        if not isinstance(variants, dict):
+            return variants
+        return {
+            name: differences for name, differences in variants.items() if differences is not None
+        }
 
     @model_validator(mode="after")
     def _variants_parse(self) -> Self:
@@ -115,6 +125,8 @@ class SftSettings(TrainingSettings):
 class DpoSettings(TrainingSettings):
     """Direct preference optimisation on the SFT model (section 4.1.4)."""
 
+    enabled: bool = True
+    """Without DPO a round ends with the averaged SFT model."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     nll_weight: Annotated[float, Field(ge=0)] = 0.2
     """Weight of the negative log-likelihood of the chosen response (a mean per sequence)."""

@@ -17,6 +17,8 @@ from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.workspace import load_functions
 
+NOT_CHOSEN = {"reward": "not the best of K", "random": "another one of K was drawn"}
+
 
 def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     """Write `selected.jsonl` (with score, verdict, grade and pass rate) and `hard.jsonl`."""
@@ -35,12 +37,13 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     selected, hard = [], []
     for prompt_id, group in groups.items():
         passing = _through_gates(group, settings.selection, out)
-        passing.sort(key=_best_first)
+        order = _best_first if settings.selection.by == "reward" else _any_first
+        passing.sort(key=order)
         known = [verdict.passed for _, verdict in group if verdict is not None]
         rate = sum(known) / len(known) if known else None
         best = passing[: settings.selection.keep]
         for row in passing[settings.selection.keep :]:
-            out.drop(row.id, "not the best of K", score=row.score)
+            out.drop(row.id, NOT_CHOSEN[settings.selection.by], score=row.score)
         if not best:
             attempt = min((row for row, _ in group), key=_best_first)
             hard.append(_with(attempt, passed=False, pass_rate=rate))
@@ -83,7 +86,7 @@ def _through_gates(
             out.drop(row.id, "empty response")
         elif repetition(row.response) > gates.max_repetition:
             out.drop(row.id, "repetitive")
-        elif verdict is not None and not verdict.passed:
+        elif gates.verify and verdict is not None and not verdict.passed:
             out.drop(row.id, "verifier", evidence=verdict.evidence)
         else:
             through.append(row)
@@ -94,6 +97,11 @@ def _best_first(row: Candidate) -> tuple[float, str]:
     """By score; equal scores by hash, so that no order of sampling is favoured."""
     assert row.score is not None
     return -row.score, content_id(row.id)
+
+
+def _any_first(row: Candidate) -> str:
+    """Whatever its score: by hash."""
+    return content_id(row.id)
 
 
 def _verdict_of(group: Sequence[tuple[Candidate, Verdict | None]], row: Candidate) -> bool | None:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -79,30 +80,61 @@ class Worker:
 
 
 class WorkerPool:
-    """Workers for the steps of one command: one for all, or a fresh one for each."""
+    """Workers for the steps of one command: kept for the next step, or a fresh one for each.
+
+    Steps may run side by side, from a thread each; a worker does one at a time.
+    """
 
     def __init__(self, shared: bool, threads: int) -> None:
         self._shared, self._threads = shared, threads
-        self._worker: Worker | None = None
+        self._lock = threading.Lock()
+        self._idle: list[Worker] = []
+        self._busy: list[Worker] = []
+        self._closed = False
 
     def run(self, job: Job, on_progress: Callable[[int, int], None]) -> None:
-        """Run a job in the shared worker, or in one of its own."""
-        if self._worker is None:
-            # The trainers of one process would split a batch over every GPU they see.
-            self._worker = Worker(self._threads, job.trains and not self._shared)
+        """Run a job in a worker that is free, or in a new one.
+
+        Raises:
+            PosttrainError: what the step raised; its worker is ended.
+        """
+        worker = self._take(job)
         try:
-            self._worker.run(job, on_progress)
-        except PosttrainError:
-            self.close()
+            worker.run(job, on_progress)
+        except BaseException:
+            self._give_back(worker, keep=False)
             raise
-        if not self._shared:
-            self.close()
+        self._give_back(worker, keep=self._shared)
 
     def close(self) -> None:
-        """End the worker, if there is one."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
+        """End every worker, also those at work."""
+        with self._lock:
+            self._closed = True
+            workers = [*self._idle, *self._busy]
+            self._idle.clear()
+            self._busy.clear()
+        for worker in workers:
             worker.close()
+
+    def _take(self, job: Job) -> Worker:
+        with self._lock:
+            if self._closed:
+                raise StepFailed(f"{job.address}: the command is ending")
+            # The trainers of one process would split a batch over every GPU they see.
+            one_device = job.trains and not self._shared
+            worker = self._idle.pop() if self._idle else Worker(self._threads, one_device)
+            self._busy.append(worker)
+            return worker
+
+    def _give_back(self, worker: Worker, keep: bool) -> None:
+        with self._lock:
+            if worker not in self._busy:
+                return
+            self._busy.remove(worker)
+            if keep:
+                self._idle.append(worker)
+                return
+        worker.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ The bridge between steps and trainers: trainers know no step, stages no trainer'
     train_sft(base, rows, out.path / "model", settings, training_job(inputs, out))
 """
 
+import fcntl
 from typing import cast
 
 from posttrain.steps.manifest import WORK
@@ -37,11 +38,13 @@ def keep_books(report: TrainingReport, rows_in: int, out: Output) -> None:
 
 
 def _precision(inputs: Inputs) -> Precision:
-    """Asked of the machine once a run: a resumed training must not change it."""
+    """Asked of the machine once a run: neither a resumed training nor one beside may change it."""
     wanted = inputs.resources.precision
     if wanted != "auto":
         return wanted
-    if not inputs.machine.is_file():
-        chosen = choose_precision(inputs.resources.device)
-        write_json(inputs.machine, {"precision": chosen})
+    with inputs.machine.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not inputs.machine.is_file():
+            chosen = choose_precision(inputs.resources.device)
+            write_json(inputs.machine, {"precision": chosen})
     return cast(Precision, read_json(inputs.machine)["precision"])

@@ -77,3 +77,15 @@ def leaves_a_daemon(inputs: Inputs, settings: Text, out: Output) -> None:
     child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     Path(settings.text).write_text(str(child.pid))
     time.sleep(600)
+
+
+def meets(inputs: Inputs, settings: Text, out: Output) -> None:
+    """Ends only once a step beside it has begun as well; `text` is "folder:me:other"."""
+    folder, me, other = settings.text.split(":")
+    (Path(folder) / me).touch()
+    deadline = time.monotonic() + 30
+    while not (Path(folder) / other).exists():
+        if time.monotonic() > deadline:
+            raise BadInput(f"{other} did not begin beside {me}")
+        time.sleep(0.02)
+    out.write("rows", [{"id": me}])
