@@ -105,6 +105,10 @@ class _Line:
     def serve(self, room: int, start: Callable[[Step, Job], "Future[None]"]) -> None:
         """Start what can start and wait for it, until nothing is left."""
         held: PosttrainError | None = None
+        for step in list(self.left):
+            if self.run.folder.state(step).kind == "done":
+                self.left.remove(step)
+                self.watch.skip(step)
         while self.left or self.running:
             for step in self._free(room):
                 try:
@@ -147,9 +151,6 @@ class _Line:
         if state.kind == "stale" and self.redo_stale:
             run.folder.set_aside([step])
             state = run.folder.state(step)
-        if state.kind == "done":
-            watch.skip(step)
-            return None
         identity = _ready(run, step, state)
         if _finished_before(run, step, identity):
             watch.skip(step)

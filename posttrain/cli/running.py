@@ -1,6 +1,7 @@
 """Commands that do work: round, run, ablations, gc."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from posttrain.disk import collect, collectable
 from posttrain.errors import BadInput
 from posttrain.scheduler import run_steps
 from posttrain.steps.lock import run_lock
+from posttrain.steps.step import Step
 from posttrain.workspace import choose_plan, find_workspace
 
 RoundArgument = Annotated[int, typer.Argument(help="Which round, 1 the first.")]
@@ -69,7 +71,7 @@ def round_command(
         )
         return
     with run_lock(run.folder.root):
-        _round(run, number, window)
+        _work(run, window_of(run, number, window), redo_stale)
 
 
 def run_command(
@@ -80,21 +82,21 @@ def run_command(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Run every round of the plan, one after another."""
-    _all_rounds(open_run(workspace, plan, overrides, run_name), Window(redo_stale=redo_stale))
-
-
-def _all_rounds(run: Run, window: Window) -> None:
+    run = open_run(workspace, plan, overrides, run_name)
     with run_lock(run.folder.root):
-        for number in range(1, len(run.plan.rounds) + 1):
-            _round(run, number, window)
+        _work(run, list(run.steps.values()), redo_stale)
 
 
-def _round(run: Run, number: int, window: Window) -> None:
-    steps = window_of(run, number, window)
-    with watch_for_terminal(number, len(steps)) as watch:
-        run_steps(run, steps, watch, window.redo_stale)
-    if run.is_done(number):
-        typer.echo(call("posttrain.report.summary:round_line", run, number))
+def _work(run: Run, steps: Sequence[Step], redo_stale: bool) -> None:
+    """Bring steps up to date and show it; a round that is complete is told in a line."""
+
+    def line(number: int) -> str | None:
+        if not run.is_done(number):
+            return None
+        return str(call("posttrain.report.summary:round_line", run, number))
+
+    with watch_for_terminal(steps, line) as watch:
+        run_steps(run, steps, watch, redo_stale)
 
 
 def ablations_command(
@@ -127,7 +129,8 @@ def ablations_command(
         for variation in found:
             for run in variation.runs.values():
                 typer.echo(f"{run.name}: {variation.varies or 'the plan itself'}", err=as_json)
-                _all_rounds(run, Window())
+                with run_lock(run.folder.root):
+                    _work(run, list(run.steps.values()), redo_stale=False)
     result = call("posttrain.ablations:collect", found)
     own = Run.open(found_workspace, name, overrides or ())
     path = call("posttrain.ablations:write", own, result)

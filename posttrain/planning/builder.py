@@ -46,7 +46,7 @@ VERSIONS = {
     "measure_members": 1,
     "measure_reward": 1,
     "gate": 1,
-    "tasks": 1,
+    "tasks": 2,
 }
 
 

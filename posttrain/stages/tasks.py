@@ -40,6 +40,9 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
         if not all(text.strip() for text in texts):
             out.drop(prompt.id, "empty response")
             continue
+        if texts[0].strip() == texts[1].strip():
+            out.drop(prompt.id, "equal responses")
+            continue
         if any(contains_any(text, forbidden) for text in texts):
             out.drop(prompt.id, CONTROL_TOKEN)
             continue
