@@ -13,11 +13,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bench.kill import processes
 from bench.machine import write_result
+from posttrain.annotation import people_from, simulate
+from posttrain.comparison import answers, difference, levels
+from posttrain.controller import Run
+from posttrain.recipes import StepHandle, open_recipes, verify_all
+from posttrain.rows import Candidate, Prompt, Task
+from posttrain.settings.plan import SimulatedAnnotator
+from posttrain.tables import json_lines, load_rows, read_json
+from posttrain.workspace import Workspace, load_functions, load_recipe_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,11 +36,14 @@ def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workspace", type=Path, help="Where to run and keep it; else nowhere.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        workspace = Path(temporary) / "workspace"
-        subprocess.run([sys.executable, "-m", "posttrain", "init", str(workspace)], check=True)
-        words = ["--plan", "tiny", "--set", f"seed={options.seed}"]
+        workspace = options.workspace or Path(temporary) / "workspace"
+        if not workspace.exists():
+            subprocess.run([sys.executable, "-m", "posttrain", "init", str(workspace)], check=True)
+        name = f"tiny-seed-{options.seed}" if options.seed else "tiny"
+        words = ["--plan", "tiny", "--set", f"seed={options.seed}", "--run", name]
         begun = time.monotonic()
         command = [sys.executable, "-m", "posttrain", "run", *words]
         process = subprocess.Popen(command, cwd=workspace)
@@ -53,6 +66,8 @@ def main() -> None:
             capture_output=True,
             text=True,
         ).stdout
+        found = Run.open(Workspace(workspace), "tiny", [f"seed={options.seed}"], name)
+        asked = _asked(found, json.loads(told))
     write_result(
         ROOT / "bench" / "results" / f"rounds-seed-{options.seed}.json",
         {
@@ -61,9 +76,83 @@ def main() -> None:
             "seconds": round(seconds, 1),
             "peak_resident_mib_all_processes": peak[0] // 2**20,
             "median_seconds_of_5": at_once,
+            "asked": asked,
             "rounds": [_row(row) for row in json.loads(told)],
         },
     )
+
+
+def _asked(run: Run, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures that the tiny world is held to, by name."""
+    rows = [_row(row) for row in rounds]
+    base, second, last = rows[0], rows[3], rows[-1]
+    result: dict[str, Any] = {}
+    for mode in ("sampled", "greedy"):
+        gain = last[f"test {mode}"] - base[f"test {mode}"]
+        late = last[f"test {mode}"] - second[f"test {mode}"]
+        result[f"gain of test {mode}, base to round 6"] = round(gain, 4)
+        result[f"share of it after round 2, {mode}"] = round(late / gain, 3)
+    drops = [a["test sampled"] - b["test sampled"] for a, b in pairwise(rows)]
+    result["largest drop of test sampled from one model to the next"] = round(max(drops), 4)
+    result["rounds promoted"] = sum(row["promoted"] is True for row in rows[2:])
+    first, newest = (
+        answers(run.folder.root / f"round-{n}/measure", "test", "sampled") for n in (1, 6)
+    )
+    hardest = max(levels(newest))
+    gap = difference([(first, newest)], run.plan.mix, 0.95, hardest)
+    assert gap is not None
+    result[f"test sampled on level {hardest}, round 6 minus round 1"] = {
+        key: round(value, 4) for key, value in vars(gap).items()
+    }
+    result["reward model, dev and test pairs together"] = {
+        f"round {n}": _reward(run, n) for n in range(1, 7)
+    }
+    result["wrong labels among the training pairs' tasks"] = _flipped(run)
+    return result
+
+
+def _reward(run: Run, number: int) -> dict[str, Any]:
+    """Accuracy by strength, pooled over dev and test."""
+    accuracy = read_json(run.folder.root / f"round-{number}/measure-rm/accuracy.json")
+    pooled: dict[str, Any] = {}
+    for name in accuracy["test"]:
+        rates = [split[name] for split in accuracy.values() if name in split]
+        num = sum(rate["num"] for rate in rates)
+        pooled[name] = {
+            "value": round(sum(rate["value"] * rate["num"] for rate in rates) / num, 4),
+            "num": num,
+        }
+    return pooled
+
+
+def _flipped(run: Run) -> dict[str, float]:
+    """Share of judgments, ties aside, that the simulated people would not give without noise."""
+    plan = run.plan
+    assert isinstance(plan.annotator, SimulatedAnnotator)
+    quiet = plan.annotator.model_copy(update={"flip": 0.0})
+    people = people_from(load_functions(run.workspace.find(plan.annotator.rules)), quiet)
+    recipes = open_recipes(
+        run.workspace,
+        {name: load_recipe_settings(run.workspace, name, plan.recipes[name]) for name in plan.mix},
+    )
+    handle = StepHandle(plan.resources.sandbox, plan.seed)
+    wrong, total = 0, 0
+    for number in range(1, 7):
+        tasks = load_rows(run.folder.root / f"round-{number - 1}/tasks/tasks.jsonl", Task)
+        given = {
+            row["task"]: row["choice"]
+            for row in json_lines(run.folder.root / f"round-{number}/preferences/judgments.jsonl")
+        }
+
+        def passed(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
+            verdicts = verify_all(recipes, pairs, handle, plan.resources.sandbox_workers)
+            return [verdict is not None and verdict.passed for verdict in verdicts]
+
+        for judgment in simulate(tasks, people, passed, plan.seed):
+            if judgment.choice != "tie":
+                total += 1
+                wrong += given[judgment.task] != judgment.choice
+    return {"share": round(wrong / total, 4), "judgments": total}
 
 
 def _median_seconds(workspace: Path, words: list[str]) -> float:

@@ -32,7 +32,7 @@ from posttrain.settings.recipe import RecipeSettings
 _PACKAGE = Path(__file__).parent
 _BUNDLED = _PACKAGE / "_library"
 ENTRY_POINT_GROUP = "posttrain.recipes"
-_EXTENDS = re.compile(r"^extends:", re.MULTILINE)
+_EXTENDS = re.compile(r"\bextends:")
 FOLDERS = ("rounds", "recipes", "data_quality")
 
 
@@ -117,14 +117,17 @@ def plan_names(workspace: Workspace) -> list[str]:
 
 
 def variations(workspace: Workspace, name: str) -> list[str]:
-    """Plans anywhere below `rounds/` that say they extend the named one, sorted by name."""
+    """Plans anywhere below `rounds/` that say they extend the named one, sorted by name.
+
+    Raises:
+        BadInput: a file that seems to extend a plan is no valid YAML.
+    """
     rounds = workspace.root / "rounds"
-    found = []
-    for path in rounds.rglob("*.yaml"):
-        data = yaml.safe_load(path.read_text()) if _EXTENDS.search(path.read_text()) else None
-        if isinstance(data, dict) and data.get("extends") == name:
-            found.append(path.relative_to(rounds).with_suffix("").as_posix())
-    return sorted(found)
+    return sorted(
+        path.relative_to(rounds).with_suffix("").as_posix()
+        for path in rounds.rglob("*.yaml")
+        if _EXTENDS.search(path.read_text(errors="replace")) and read_yaml(path).get("extends") == name
+    )
 
 
 def choose_plan(workspace: Workspace, name: str | None) -> str:

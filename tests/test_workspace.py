@@ -18,6 +18,7 @@ from posttrain.workspace import (
     plan_names,
     read_yaml,
     recipe_folders,
+    variations,
 )
 
 PLAN = """
@@ -115,6 +116,57 @@ def test_defaults_then_recipe_then_plan_then_set(workspace: Workspace) -> None:
     assert plan.seed == 4
     again = load_plan(workspace, "my", ["recipes.math.k=9", "recipes.math.k=10"])
     assert again.recipes["math"]["k"] == 10
+
+
+def test_a_variation_is_merged_over_the_plan_it_extends(workspace: Workspace) -> None:
+    write(workspace, "rounds/my.yaml", PLAN)
+    below = load_plan(workspace, "my")
+    write(
+        workspace,
+        "rounds/more/no-dpo.yaml",
+        "{extends: my, varies: no DPO, dpo: {enabled: false}, recipes: {math: {temperature: 0.7}}}",
+    )
+    write(workspace, "rounds/more/again.yaml", "{extends: more/no-dpo, seed: 3}")
+    write(workspace, "rounds/tiny/world.yaml", "extends: 3\nwords: [a]")
+    plan = load_plan(workspace, choose_plan(workspace, "more/no-dpo"), ["sft.epochs=9"])
+    assert plan.dpo.enabled is False
+    assert plan.sft.epochs == 9
+    assert plan.recipes["math"] == {**below.recipes["math"], "temperature": 0.7}
+    assert (plan.rounds, plan.mix, plan.varies) == (below.rounds, below.mix, "no DPO")
+    again = load_plan(workspace, "more/again")
+    assert (again.dpo.enabled, again.seed, again.varies) == (False, 3, "")
+    assert variations(workspace, "my") == ["more/no-dpo"]
+    assert variations(workspace, "more/no-dpo") == ["more/again"]
+    assert plan_names(workspace) == ["my"]
+    with pytest.raises(BadInput, match="did you mean more/no-dpo"):
+        choose_plan(workspace, "more/no-dbo")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("extends: myy", r"rounds/v\.yaml: extends: no plan rounds/myy\.yaml; did you mean my"),
+        ("extends: v", "rounds/v.yaml: extends itself: v → v"),
+        ("extends: w", "extends itself: v → w → v"),
+        ("{extends: my, dpo: {betta: 1}}", "rounds/v.yaml over rounds/my.yaml: dpo.betta: unknown"),
+        ("{extends: 3, base: b}", "extends: Input should be a valid string"),
+    ],
+)
+def test_a_wrong_variation_is_named(workspace: Workspace, text: str, reason: str) -> None:
+    write(workspace, "rounds/my.yaml", PLAN)
+    write(workspace, "rounds/w.yaml", "extends: v")
+    write(workspace, "rounds/v.yaml", text)
+    with pytest.raises(BadInput, match=reason):
+        load_plan(workspace, "v")
+
+
+def test_a_variation_leaves_out_a_variant_with_null(workspace: Workspace) -> None:
+    write(workspace, "rounds/my.yaml", PLAN)
+    write(workspace, "rounds/one.yaml", "{extends: my, sft: {variants: {a: {}, b: null}}}")
+    assert load_plan(workspace, "one").sft.variants == {"a": {}}
+    write(workspace, "rounds/none.yaml", "{extends: my, sft: {variants: {a: null, b: null}}}")
+    with pytest.raises(BadInput, match="variants"):
+        load_plan(workspace, "none")
 
 
 def test_a_wrong_override_of_a_recipe_names_the_plan_too(workspace: Workspace) -> None:
