@@ -126,7 +126,8 @@ def variations(workspace: Workspace, name: str) -> list[str]:
     return sorted(
         path.relative_to(rounds).with_suffix("").as_posix()
         for path in rounds.rglob("*.yaml")
-        if _EXTENDS.search(path.read_text(errors="replace")) and read_yaml(path).get("extends") == name
+        if _EXTENDS.search(path.read_text(errors="replace"))
+        and read_yaml(path).get("extends") == name
     )
 
 
