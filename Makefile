@@ -1,5 +1,6 @@
 # Everything a user or CI does with a checkout. Each target sets up what it needs.
 #   make demo    six rounds on a tiny model, the table of rounds and a report
+#   make ablations  the same beside variations that leave one part out each (an hour and more)
 #   make test    all tests         make check   style, types, import floors
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install install-vllm sandbox demo check test bench clean
+.PHONY: install install-vllm sandbox demo ablations check test bench clean
 
 install: $(VENV)/.installed
 install-vllm: $(VENV)/.vllm-installed
@@ -38,6 +39,10 @@ demo: install sandbox
 	@$(BIN)/posttrain check --plan tiny
 	@$(BIN)/posttrain run --plan tiny
 	@$(BIN)/posttrain status --plan tiny
+	@echo "report: $$($(BIN)/posttrain report --plan tiny)"
+
+ablations: install sandbox
+	@$(BIN)/posttrain ablations --plan tiny
 	@echo "report: $$($(BIN)/posttrain report --plan tiny)"
 
 check: install
