@@ -7,7 +7,9 @@ Knows TRL's SFTTrainer. Knows nothing of where rows come from.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -18,6 +20,7 @@ from posttrain.settings.training import SftSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
+from posttrain.training.packing import PackedBatches
 from posttrain.training.running import (
     Silent,
     identity_of,
@@ -30,7 +33,26 @@ from posttrain.training.tokens import in_memory, sft_tokens
 
 
 class _Sft(Silent, SFTTrainer):
-    """TRL's own, silent."""
+    """TRL's own, silent, on packed rows."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """TRL's loss; it would count the tokens of one packed row alone."""
+        before = self._total_train_tokens
+        loss = super().compute_loss(  # type: ignore[no-untyped-call]
+            model, inputs, return_outputs, num_items_in_batch
+        )
+        positions = inputs["position_ids"]
+        # Padding has position 0, and each dialog one token of position 0 and one of position 1.
+        tokens = int((positions > 0).sum() + (positions == 1).sum())
+        self._total_train_tokens = before + tokens
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
 
 def train_sft(
@@ -61,6 +83,7 @@ def _train(
             **trainer_arguments(settings, job, len(kept)),
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
+        data_collator=PackedBatches(int(tokenizer.pad_token_id)),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,
         peft_config=lora_config(settings, "CAUSAL_LM"),

@@ -1,0 +1,75 @@
+"""Packs the dialogs of a batch into as few rows as fit, blind to each other; nothing is cut.
+
+Knows token arrays and positions. Knows no trainer. Only the batch that a sampler has drawn is
+packed, so packing changes no batch and no loss, just the padding.
+
+    PackedBatches(pad_token_id=0)([{"input_ids": [1, 2], "labels": [-100, 2]}, ...])["input_ids"]
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrain.training.tokens import IGNORED
+
+
+@dataclass(frozen=True)
+class PackedBatches:
+    """A collator for dialogs of different lengths.
+
+    Rows are as long as the batch's longest dialog, so that no attention is larger than without
+    packing. Positions restart at each dialog and no attention mask is given: from that, models of
+    transformers keep the dialogs of a row from seeing each other.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """R rows of L tokens: `input_ids`, `labels` and `position_ids`, each of shape (R, L)."""
+        dialogs = [
+            {name: np.asarray(one[name]) for name in ("input_ids", "labels")} for one in features
+        ]
+        lengths = [len(one["input_ids"]) for one in dialogs]
+        rows = best_fit(lengths, max(lengths))
+        shape = (len(rows), max(lengths))
+        ids = np.full(shape, self.pad_token_id, dtype=np.int64)
+        labels = np.full(shape, IGNORED, dtype=np.int64)
+        # Padding has position 0 throughout: each such token is a dialog of its own.
+        positions = np.zeros(shape, dtype=np.int64)
+        for place, members in enumerate(rows):
+            start = 0
+            for member in members:
+                end = start + lengths[member]
+                ids[place, start:end] = dialogs[member]["input_ids"]
+                # The first token of a dialog follows on another dialog's last: it is no target.
+                labels[place, start + 1 : end] = dialogs[member]["labels"][1:]
+                positions[place, start:end] = np.arange(lengths[member])
+                start = end
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Numbers of the items in each bin: best fit, the longest first; equal lengths in order.
+
+    Raises:
+        ValueError: an item is longer than a bin.
+    """
+    if max(lengths) > capacity:
+        raise ValueError(f"an item of {max(lengths)} does not fit into {capacity}")
+    bins: list[list[int]] = []
+    left: list[tuple[int, int]] = []
+    for item in sorted(range(len(lengths)), key=lambda one: -lengths[one]):
+        place = bisect_left(left, (lengths[item], -1))
+        if place == len(left):
+            bins.append([])
+            room, number = capacity, len(bins) - 1
+        else:
+            room, number = left.pop(place)
+        bins[number].append(item)
+        insort(left, (room - lengths[item], number))
+    return bins
