@@ -43,7 +43,7 @@ def main() -> None:
             planted = [row for row in copies if dialog_hash(row) not in known]
             vectors = embedder.embed(
                 [dialog_text(row.messages) for row in [*own, *planted]]
-            ).vectors
+            ).vectors_ND
             result[capability] = {"rows": len(own), "planted": len(planted)}
             for threshold in THRESHOLDS:
                 removed = semantic_dedup(vectors, range(len(vectors)), threshold)

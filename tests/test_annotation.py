@@ -170,6 +170,22 @@ def test_noise_has_the_shares_that_were_asked_for() -> None:
     assert abs(edited - 0.27) < 5 * (0.27 * 0.73 / 2000) ** 0.5
 
 
+def test_noise_may_depend_on_the_strength() -> None:
+    pairs = {"glaring": ("4", "five"), "close": ("4", "5")}
+    strengths = {
+        name: simulate([task(*texts)], people(flip=0.0), contains_answer, seed=1)[0].strength
+        for name, texts in pairs.items()
+    }
+    assert strengths["glaring"] != strengths["close"]
+    noisy = people(flip={str(strengths["close"]): 0.25})
+    for name, texts in pairs.items():
+        tasks = [task(*texts, number) for number in range(2000)]
+        answers = simulate(tasks, noisy, contains_answer, seed=1)
+        flipped = sum(answer.choice == "b" for answer in answers) / 2000
+        wanted = 0.25 if name == "close" else 0.0
+        assert abs(flipped - wanted) <= 5 * (wanted * (1 - wanted) / 2000) ** 0.5
+
+
 def test_rules_without_the_functions_are_named(tmp_path: Path) -> None:
     noise = SimulatedAnnotator(type="simulated", rules="people.py")
     with pytest.raises(BadInput, match=r"people\.py: simulated people need a function edit\(\)"):

@@ -108,6 +108,7 @@ def test_every_row_is_accounted_for(workspace: Path) -> None:
 def test_tasks_come_from_two_models_and_hide_which(workspace: Path) -> None:
     tasks = rows(run_folder(workspace) / "round-1/tasks/tasks.jsonl")
     assert all(task["model_a"] != task["model_b"] for task in tasks)
+    assert all(task["a"] != task["b"] for task in tasks)
     sides = [task["model_a"] < task["model_b"] for task in tasks]
     assert 0.15 < sum(sides) / len(sides) < 0.85
     assert not (run_folder(workspace) / "round-2/tasks").exists()
