@@ -319,6 +319,12 @@ def test_no_process_outlives_a_killed_controller(tmp_path: Path) -> None:
     assert gone(daemon)
 
 
+def test_orphans_of_a_step_are_not_left_as_zombies(tmp_path: Path) -> None:
+    one = step("one", "leaves_zombies", str(tmp_path / "count"))
+    go(run_of(tmp_path, one), one)
+    assert (tmp_path / "count").read_text() == "0"
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

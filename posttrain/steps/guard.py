@@ -40,11 +40,21 @@ def main(life: int, command: list[str]) -> int:
         if life in ready:
             break
         os.read(wake_read, 4096)
+        _reap_orphans(child.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     _kill_descendants()
     status = child.wait()
     return 128 - status if status < 0 else status
+
+
+def _reap_orphans(child: int) -> None:
+    """Let go of ended processes that were handed to us; the command itself is waited for above."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == child:
+                return
+            os.waitpid(ended.si_pid, 0)
 
 
 def _kill_descendants() -> None:

@@ -89,3 +89,16 @@ def meets(inputs: Inputs, settings: Text, out: Output) -> None:
             raise BadInput(f"{other} did not begin beside {me}")
         time.sleep(0.02)
     out.write("rows", [{"id": me}])
+
+
+def leaves_zombies(inputs: Inputs, settings: Text, out: Output) -> None:
+    """Starts programs whose children outlive them, and counts who of those is left behind."""
+    for _ in range(5):
+        subprocess.run(["sh", "-c", "sleep 0.1 &"], check=True)
+    time.sleep(1)
+    parent = os.getppid()
+    states = [
+        entry.read_text().rpartition(")")[2].split()[:2]
+        for entry in Path("/proc").glob("[0-9]*/stat")
+    ]
+    Path(settings.text).write_text(str(states.count(["Z", str(parent)])))
