@@ -17,22 +17,44 @@ from matplotlib.ticker import PercentFormatter
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "rounds.svg"
 COLOURS = {"greedy": "#0072b2", "sampled": "#d55e00"}
+SHORT = {"bootstrap": "boot"}
 LABELS = {"greedy": "greedy", "sampled": "sampled at temperature 1"}
 
 
 def main() -> None:
-    """Write docs/rounds.svg."""
+    """Write docs/rounds.svg and print the README's table."""
     paths = sorted((ROOT / "bench" / "results").glob("rounds-seed-*.json"))
     seeds = [json.loads(path.read_text())["rounds"] for path in paths]
     with rc_context({"svg.hashsalt": "rounds", "svg.fonttype": "path", "font.size": 10.0}):
-        figure = Figure(figsize=(8.4, 3.3), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(8.4, 3.5), layout="constrained", facecolor="white")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, split in zip(panels, ("dev", "test"), strict=True):
             _draw(axes, seeds, split)
+        figure.suptitle("Tiny world: simulated people, a model of 0.9 M parameters", fontsize=10)
         panels[0].set_ylabel("held-out prompts passed")
         panels[0].legend(frameon=False, loc="lower right")
         figure.savefig(OUT, metadata={"Date": None})
-    print(OUT.relative_to(ROOT))
+    for line in table(seeds):
+        print(line)
+
+
+def table(seeds: list[list[dict[str, Any]]]) -> list[str]:
+    """The README's table: means over seeds, with their range where there are several."""
+    columns = [(split, mode) for split in ("dev", "test") for mode in ("sampled", "greedy")]
+    lines = [
+        "| model | dev, T = 1 | dev, greedy | test, T = 1 | test, greedy | promoted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rows in zip(*seeds, strict=True):
+        cells = [rows[0]["name"]]
+        for split, mode in columns:
+            values = [100 * row[f"{split} {mode}"] for row in rows]
+            spread = f" ({min(values):.0f}–{max(values):.0f})" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.1f} %{spread}")
+        promoted = sum(row["promoted"] is True for row in rows)
+        cells.append(f"{promoted} of {len(rows)}" if rows[0]["promoted"] is not None else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _draw(axes: Any, seeds: list[list[dict[str, Any]]], split: str) -> None:
@@ -54,7 +76,8 @@ def _draw(axes: Any, seeds: list[list[dict[str, Any]]], split: str) -> None:
                 color=colour,
             )
     axes.set_title(f"{split}{', only reported' if split == 'test' else ', what gates look at'}")
-    axes.set_xticks(ticks, [name.removeprefix("round ") for name in names], fontsize=9)
+    axes.set_xticks(ticks, [SHORT.get(name, name.removeprefix("round ")) for name in names])
+    axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xlabel("model of round")
     axes.set_ylim(0.2, 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
