@@ -193,9 +193,10 @@ def print_table(result: Mapping[str, Any]) -> None:
     )
     heads = ("", "seeds", "T = 1", "difference", "greedy", "difference", *result["show"])
     for index, head in enumerate(heads):
-        table.add_column(head, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(head, justify="right" if index else "left", overflow="fold")
     for row in result["rows"]:
-        cells = [text for mode in _MODES for text in _cells(row[mode])]
+        own = row["name"] == result["plan"].rpartition("/")[2]
+        cells = [text for mode in _MODES for text in _cells(row[mode], own)]
         shown = (f"{row['measures'].get(name, float('nan')):.3g}" for name in result["show"])
         table.add_row(row["name"], str(len(row["seeds"])), *cells, *shown)
     Console().print(table)
@@ -203,11 +204,11 @@ def print_table(result: Mapping[str, Any]) -> None:
         Console().print(f"not finished: {name}")
 
 
-def _cells(found: Mapping[str, Any]) -> tuple[str, str]:
+def _cells(found: Mapping[str, Any], own: bool) -> tuple[str, str]:
+    """A rate, and its difference to the plan's in points with the interval below."""
     gap = found["difference"]
-    points = (
-        f"{100 * gap['value']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
-        if gap
-        else ""
-    )
+    points = ""
+    if gap and not own:
+        value, low, high = (100 * gap[key] for key in ("value", "low", "high"))
+        points = f"{value:+.1f}\n{low:+.1f}…{high:+.1f}"
     return f"{100 * found['rate']:.1f} %", points
