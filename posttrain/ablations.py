@@ -191,14 +191,16 @@ def print_table(result: Mapping[str, Any]) -> None:
         title=f"Variations of {result['plan']}: final policy on test prompts",
         caption=result["simulated"] or None,
     )
-    heads = ("", "seeds", "T = 1", "difference", "greedy", "difference", *result["show"])
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left", overflow="fold")
+    table.add_column("variation (seeds)", no_wrap=True)
+    for head in ("T = 1", "difference", "greedy", "difference"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for head in result["show"]:
+        table.add_column(head, justify="right", overflow="fold")
     for row in result["rows"]:
         own = row["name"] == result["plan"].rpartition("/")[2]
         cells = [text for mode in _MODES for text in _cells(row[mode], own)]
         shown = (f"{row['measures'].get(name, float('nan')):.3g}" for name in result["show"])
-        table.add_row(row["name"], str(len(row["seeds"])), *cells, *shown)
+        table.add_row(f"{row['name']} ({len(row['seeds'])})", *cells, *shown)
     Console().print(table)
     for name in result["unfinished"]:
         Console().print(f"not finished: {name}")
