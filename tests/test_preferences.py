@@ -23,7 +23,8 @@ from posttrain.workspace import Workspace
 from tests import tiny_model
 from tests.tiny_model import TEMPLATE, make_model
 
-BASE = Path(__file__).parent.parent / "rounds" / "tiny" / "base"
+ROOT = Path(__file__).parent.parent
+BASE = ROOT / "rounds" / "tiny" / "base"
 Step = Callable[..., tuple[Output, dict[str, Any]]]
 
 
@@ -143,6 +144,13 @@ def test_a_dialog_goes_on_from_the_best_and_over_turns_that_nobody_judged() -> N
         "x",
         "last?",
     ]
+
+
+def test_the_documented_dialog_is_one() -> None:
+    text = (ROOT / "docs" / "rows.md").read_text().partition("```json\n")[2].partition("```")[0]
+    row = JudgedRow.model_validate(json.loads(text))
+    assert [one.id for one in row.preferences] == ["d7/turn-1", "d7/turn-2"]
+    assert [len(one.prompt) for one in row.preferences] == [1, 3]
 
 
 def test_a_dialog_without_an_id_gets_one_from_its_content() -> None:
