@@ -9,19 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain.models.chat import control_tokens, load_tokenizer
-from posttrain.preference_rows import JudgedRow, strong_preferences
+from posttrain.preference_rows import JudgedRow
 from posttrain.rows import Preference, Strength, split_of
 from posttrain.settings.pipeline import Decontaminate
 from posttrain.settings.plan import FileAnnotator, Resources, Similarity, Splits
 from posttrain.settings.recipe import RecipeSettings
-from posttrain.settings.stages import DpoStage, PreferencesStage, RewardStage
-from posttrain.settings.training import DpoSettings, RewardSettings
-from posttrain.stages import dpo, preferences, reward
+from posttrain.settings.stages import PreferencesStage
+from posttrain.stages import preferences
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import complaint, read_table, write_rows
 from posttrain.workspace import Workspace
-from tests import tiny_model
-from tests.tiny_model import TEMPLATE, make_model
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "rounds" / "tiny" / "base"
@@ -339,7 +336,7 @@ def test_embeddings_find_what_says_the_same_in_other_words(step: Step) -> None:
     assert books["metrics"] == {"rankings_unread_by_embedder": 1}
 
 
-# ---------------------------------------------------------------- splits and strengths
+# ---------------------------------------------------------------- splits
 
 
 def test_no_dialog_and_no_prompt_spans_splits(step: Step) -> None:
@@ -364,50 +361,6 @@ def test_no_dialog_and_no_prompt_spans_splits(step: Step) -> None:
         for row in rows:
             prompt = Preference.model_validate(row).prompt
             assert split_of(prompt, 0.3, 0.3) == split
-
-
-def test_both_trainings_honour_the_weakest_strength(tmp_path: Path) -> None:
-    rows = [
-        row.model_copy(update={"strength": list(Strength)[n % 4]})
-        for n, row in enumerate(tiny_model.preferences(16))
-    ]
-    write_rows(tmp_path / "preferences/train.jsonl", rows)
-    base = make_model(tmp_path / "base")
-    make_model(tmp_path / "sft/model")
-    paths = {
-        "preferences": tmp_path / "preferences",
-        "preferences:1": tmp_path / "preferences",
-        "base": base,
-        "sft": tmp_path / "sft",
-        "template": TEMPLATE,
-    }
-    inputs = Inputs(paths, Workspace(tmp_path), Resources(device="cpu"), tmp_path / "machine.json")
-    short = {"max_steps": 1, "batch_size": 4, "max_length": 128}
-    for number, weakest in enumerate((Strength.SLIGHTLY, Strength.SIGNIFICANTLY)):
-        out = Output(tmp_path / f"rm{number}", lambda done, total: None)
-        stage = RewardStage(reward=RewardSettings.model_validate(short), min_strength=weakest)
-        reward.run(inputs, stage, out)
-        books = [out.close()["funnel"][0]]
-        out = Output(tmp_path / f"dpo{number}", lambda done, total: None)
-        dpo.run(inputs, DpoStage(dpo=DpoSettings(**short), min_strength=weakest), out)
-        books.append(out.close()["funnel"][0])
-        for part in books:
-            assert part["rows_out"] == 16 - 4 * weakest.level
-            assert part["dropped"] == {"too weak": 4 * weakest.level}
-
-
-def test_weaker_preferences_stay_in_the_books(tmp_path: Path) -> None:
-    rows = [pair(f"p{n}", f"{n}?", strength=strength) for n, strength in enumerate(Strength)]
-    write_rows(tmp_path / "train.jsonl", rows)
-    (tmp_path / "out").mkdir()
-    out = Output(tmp_path / "out", lambda done, total: None)
-    strong = strong_preferences([tmp_path], Strength.BETTER, out)
-    assert [row.id for row in strong] == ["p2", "p3"]
-    out.close()
-    assert [row["strength"] for row in table(out, "dropped")] == [
-        "marginally better",
-        "slightly better",
-    ]
 
 
 def test_a_control_token_in_a_later_turn_is_refused(tmp_path: Path) -> None:
