@@ -9,7 +9,6 @@ file of judgments; both go through `preference_of`.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 from posttrain.errors import BadInput
@@ -126,21 +125,49 @@ def preference_of(task: Task, judgment: Judgment) -> Preference | None:
     if judgment.choice in ("tie", "skip") or judgment.strength is None:
         return None
     chosen, rejected = (task.a, task.b) if judgment.choice == "a" else (task.b, task.a)
-    edited = None if judgment.edited in (None, chosen) else judgment.edited
-    return Preference(
-        parents=(judgment.id, task.id, *task.parents),
-        prompt=task.prompt,
-        chosen=chosen,
-        rejected=rejected,
-        edited=edited,
-        tools=task.tools,
-        strength=judgment.strength,
-        capability=task.capability,
-        batch=task.batch,
-    )
+    fields = {
+        "parents": (judgment.id, task.id, *task.parents),
+        "prompt": task.prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "edited": judgment.edited,
+        "tools": task.tools,
+        "strength": judgment.strength,
+        "capability": task.capability,
+        "batch": task.batch,
+    }
+    return Preference.model_validate(with_checked_edit(fields))
 
 
-def similarity(a: Sequence[Message], b: Sequence[Message]) -> float:
-    """How alike two responses are: 2 × matching characters / all characters, in [0, 1]."""
-    texts = ["\n".join(m.content for m in side) for side in (a, b)]
-    return SequenceMatcher(None, texts[0], texts[1], autojunk=False).ratio()
+def with_checked_edit(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a preference; `edited` is None where the edit equals the chosen response.
+
+    White space around a turn makes no edit. Values that are no messages are left for
+    `Preference` to refuse.
+
+    Raises:
+        ValueError: the edit is empty, or equals the rejected response.
+    """
+    edited = _bare(fields.get("edited"))
+    if edited is None:
+        return {**fields, "edited": None}
+    if not edited or (isinstance(edited, list) and not any(_says(turn) for turn in edited)):
+        raise ValueError("edited is empty")
+    if edited == _bare(fields.get("rejected")):
+        raise ValueError("edited equals rejected")
+    return {**fields, "edited": None if edited == _bare(fields.get("chosen")) else fields["edited"]}
+
+
+def _bare(value: Any) -> Any:
+    """Messages as plain values, without white space around them and without unset fields."""
+    if isinstance(value, Message):
+        value = value.to_json()
+    if isinstance(value, Mapping):
+        return {k: _bare(one) for k, one in value.items() if one is not None}
+    if isinstance(value, list | tuple):
+        return [_bare(one) for one in value]
+    return value.strip() if isinstance(value, str) else value
+
+
+def _says(turn: Any) -> bool:
+    return not isinstance(turn, Mapping) or bool(turn.get("content") or turn.get("tool_calls"))

@@ -14,9 +14,10 @@ from posttrain.embedding import embedder_folder
 from posttrain.errors import BadInput
 from posttrain.models.chat import control_tokens, load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, context_length
+from posttrain.preference_rows import JudgedRow
 from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts
-from posttrain.rows import Example, Message, Preference, Prompt
+from posttrain.rows import Example, Message, Prompt
 from posttrain.settings.plan import FileSource, SimulatedAnnotator, SimulatedJudge, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (
@@ -112,7 +113,7 @@ def _check_data(run: Run) -> str:
     for path in dict.fromkeys(human):
         count += _checked(read_table(run.workspace.find(path), Example, forbidden), share)
     for path in dict.fromkeys(p for r in plan.rounds for p in r.preferences):
-        count += _checked(read_table(run.workspace.find(path), Preference, forbidden), share)
+        count += _checked(read_table(run.workspace.find(path), JudgedRow, forbidden), share)
     sources: list[Source] = [*plan.evaluation.sources, *plan.bootstrap.tasks]
     for one in plan.rounds:
         sources += [*one.prompts, *one.tasks]
@@ -122,7 +123,7 @@ def _check_data(run: Run) -> str:
     return f"{count} rows in {len(files) + len(set(human))} files and more from hooks"
 
 
-def _checked(table: Table[Example] | Table[Preference] | Table[Prompt], share: float) -> int:
+def _checked(table: Table[Example] | Table[JudgedRow] | Table[Prompt], share: float) -> int:
     table.check_share(share)
     return len(table.rows)
 

@@ -25,6 +25,8 @@ from posttrain.rows import Message, canonical_json
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+CACHE = ".embeddings"
+"""Folder beside the rounds where steps keep vectors between them."""
 BATCH_SIZE = 32
 SHARD_BATCHES = 32
 """Batches that are committed to the cache together."""

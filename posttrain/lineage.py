@@ -15,9 +15,9 @@ from posttrain.errors import BadInput
 from posttrain.steps.manifest import check_sizes
 
 _COLUMNS = (
-    "capability source level model seed system_id finish_reason num_tokens score passed grade "
-    "pass_rate quality difficulty decisions edits repeat strength batch choice annotator reason "
-    "keeper cosine evidence step split mode"
+    "capability source level model seed system_id finish_reason num_tokens score scores passed "
+    "grade pass_rate quality difficulty decisions edits repeat strength batch choice annotator "
+    "reason keeper cosine measure value ranks evidence step split mode"
 ).split()
 
 

@@ -125,6 +125,16 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
+def complaint(error: ValueError) -> str:
+    """What a row's check found wrong, in one line: the first complaint with its place."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    place = ".".join(str(p) for p in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
@@ -219,10 +229,7 @@ def _row_of(data: object, kind: type[RowT], banned: tuple[str, ...]) -> RowT | s
     try:
         row = kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(p) for p in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{place}: {message}" if place else message
+        return complaint(error)
     for text in _contents(data):
         for token in banned:
             if token in text:

@@ -15,7 +15,6 @@ from posttrain.annotation import (
     SimulatedPeople,
     people_from,
     preference_of,
-    similarity,
     simulate,
     task_prompt,
 )
@@ -150,7 +149,7 @@ def test_every_judgment_is_a_valid_ranking_or_refused(
     answer = judgment(choice, edited=said(edited) if edited else None)
     texts = {"a": a, "b": b}
     worse = texts["b" if choice == "a" else "a"]
-    if a == b or edited == worse:
+    if a == b or (edited is not None and edited.strip() == worse.strip()):
         with pytest.raises(ValueError, match=r"equal"):
             preference_of(task(a, b), answer)
         return
@@ -196,13 +195,6 @@ def test_a_task_carries_what_a_verifier_needs() -> None:
     prompt = task_prompt(task("4", "5", 7))
     assert prompt.id == "prompt7"
     assert prompt.reference == {"answer": "4"}
-
-
-@given(TEXTS, TEXTS)
-def test_similarity_is_one_only_for_equal_texts(a: str, b: str) -> None:
-    likeness = similarity(said(a), said(b))
-    assert 0 <= likeness <= 1
-    assert (likeness == 1) == (a == b)
 
 
 # ---------------------------------------------------------------- human-written examples

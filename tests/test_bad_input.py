@@ -179,7 +179,7 @@ def test_each_malformed_preference_is_counted_and_kept_with_its_reason(run: Path
                 chosen=[{"role": "assistant", "content": same}],
                 rejected=[{"role": "assistant", "content": same + "!"}],
             ),
-            "responses too similar: 0.9",
+            "responses too similar",
         ),
         (pair(12), ""),
         (json.dumps(pair(13)).encode()[:50], "malformed: no valid JSON"),
@@ -207,7 +207,9 @@ def test_each_malformed_preference_is_counted_and_kept_with_its_reason(run: Path
             assert (row["file"], row["line"]) == ("bad.jsonl", number)
             assert row["reason"].startswith(reason)
     assert told["p10"]["reason"] == "unknown capability: chess"
-    assert told["p11"]["reason"].startswith("responses too similar: 0.9")
+    assert told["p11"]["reason"] == "responses too similar"
+    assert (told["p11"]["measure"], told["p11"]["ranks"]) == ("edit", [1, 2])
+    assert 0.95 < told["p11"]["value"] < 1
 
 
 def test_too_many_malformed_rows_publish_nothing(run: Path) -> None:

@@ -29,7 +29,7 @@ bootstrap: {human: [rows.jsonl]}
 rounds:
   - {prompts: [{path: rows.jsonl}], preferences: [rows.jsonl]}
   - {prompts: [{path: rows.jsonl}], preferences: [rows.jsonl]}
-evaluation: {sources: [{path: rows.jsonl}]}
+evaluation: {sources: [{path: rows.jsonl}], members: true}
 tasks: {models: [previous]}
 """
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -96,6 +96,15 @@ def _measure_reward(step: Step, folder: Path) -> dict[str, Any]:
     return {"metrics": {"accuracy": accuracy, "members": members}}
 
 
+def _measure_members(step: Step, folder: Path) -> dict[str, Any]:
+    """In round 1 each average is its best variant's equal, in round 2 that of DPO lies below."""
+    rates = {"sft-a": 0.507, "sft-b": 0.407, "sft": 0.507, "dpo-a": 0.707, "dpo-b": 0.617}
+    rates["dpo"] = 0.707
+    if step.round == 2:
+        rates |= {"sft": 0.527, "dpo": 0.687}
+    return {"metrics": {"members": {name: {"all": _rate(one)} for name, one in rates.items()}}}
+
+
 def _gate(step: Step, folder: Path) -> dict[str, Any]:
     candidate = step.inputs["candidate"].address
     manifest = read_json(folder.parent.parent / candidate / "manifest.json")
@@ -135,6 +144,7 @@ WRITERS: Mapping[str, Callable[[Step, Path], dict[str, Any]]] = {
     "measure-base": _measure,
     "measure": _measure,
     "measure-rm": _measure_reward,
+    "measure-members": _measure_members,
     "gate": _gate,
     "bootstrap": _train,
     "curate": _curate,
@@ -245,6 +255,27 @@ def test_every_rounds_numbers_are_there(whole: Run) -> None:
     assert "Missing:" not in page
     assert read_json(whole.folder.root / "round-2/gate/policy.json")["fingerprint"] in page
     assert page.count("<svg ") == 3 + 2 + 2 + 2 + 5
+
+
+def test_an_average_below_its_best_variant_is_named(whole: Run, tmp_path: Path) -> None:
+    page = _page(whole)
+    assert (
+        "<strong>Average below its best variant:</strong> rm in round 1 by 3.00 points (rm-b); "
+        "rm in round 2 by 3.00 points (rm-b); dpo in round 2 by 2.00 points (dpo-a)."
+    ) in page
+    cells = re.findall(
+        r"<td><span( class=.bad.)?>([+-][0-9.]+)</span><small>(\w+-\w)</small>", page
+    )
+    assert [(bool(bad), gap, best) for bad, gap, best in cells] == [
+        (True, "-3.00", "rm-b"),
+        (True, "-3.00", "rm-b"),
+        (False, "+0.00", "sft-a"),
+        (False, "+2.00", "sft-a"),
+        (False, "+0.00", "dpo-a"),
+        (True, "-2.00", "dpo-a"),
+    ]
+    half = _page(_run(tmp_path, until="round-1/measure-rm"))
+    assert "best variant" not in half
 
 
 def test_it_opens_offline_and_is_well_formed(whole: Run) -> None:

@@ -81,6 +81,16 @@ def complaint(*overrides: str) -> str:
         ("rounds.0.prompts.0={type: folder}", "Input tag 'folder'"),
         ("rounds.1.prompts.0.num=0", "rounds.1.prompts.0.hook.num: Input should be greater than"),
         ("resources.reject_share=2", "resources.reject_share: Input should be less than or equal"),
+        (
+            "max_similarity=0.9",
+            "rounds/my.yaml: max_similarity: unknown key; did you mean similarity",
+        ),
+        ("similarity.max_edit=1.5", "similarity.max_edit: Input should be less than or equal to 1"),
+        (
+            "selection.ensemble=worst",
+            "selection.ensemble: Input should be 'none', 'mean' or 'lower'",
+        ),
+        ("selection.penalty=-1", "selection.penalty: Input should be greater than or equal to 0"),
         ("annotator={type: simulated}", "annotator.simulated.rules: this key is required"),
     ],
 )
@@ -89,6 +99,11 @@ def test_a_wrong_key_or_value_is_one_line(override: str, line: str) -> None:
     assert line in told
     assert told.startswith("rounds/my.yaml: ")
     assert "\n" not in told
+
+
+def test_an_ensemble_has_two_members_and_more() -> None:
+    told = complaint("selection.ensemble=mean", "reward.variants={a: {}}")
+    assert told == ("rounds/my.yaml: selection.ensemble: 'mean' needs at least two reward.variants")
 
 
 def test_every_wrong_key_has_its_line() -> None:

@@ -33,7 +33,7 @@ from posttrain.workspace import (
 VERSIONS = {
     "prompts": 1,
     "human": 1,
-    "preferences": 1,
+    "preferences": 2,
     "reward": 1,
     "sft": 1,
     "dpo": 1,
@@ -97,6 +97,11 @@ class Builder:
     def files(self, kind: str, paths: Sequence[str]) -> dict[str, Path]:
         """Files by kind and place, so that where they lie is no part of a step's identity."""
         return {f"{kind}:{i:03}": self.workspace.find(path) for i, path in enumerate(paths)}
+
+    def embedder(self) -> dict[str, Path]:
+        """The folder of the pipeline's embedder, where it is not the one that comes with us."""
+        name = self.pipeline.dedup.embedder
+        return {} if name == "minilm" else {"embedder": self.workspace.find(name)}
 
     def recipes_with(self, *keys: str) -> dict[str, RecipeSettings]:
         """The recipes as a step sees them that reads these keys alone.

@@ -120,6 +120,9 @@ def _round(b: Builder, number: int) -> None:
     _preferences(b, number)
     batches = {f"preferences:{n}": b.steps[f"round-{n}/preferences"] for n in range(1, number + 1)}
     reward = _reward(b, at, batches)
+    by, selection = {"reward": reward}, plan.selection
+    if selection.ensemble != "none":
+        by = {f"member:rm-{name}": b.steps[f"{at}/rm-{name}"] for name in plan.reward.variants}
     prompts = b.add(
         f"{at}/prompts",
         "prompts",
@@ -152,8 +155,11 @@ def _round(b: Builder, number: int) -> None:
     score = b.add(
         f"{at}/score",
         "score",
-        ScoreStage(),
-        inputs={"sample": sample, "reward": reward, **earlier},
+        ScoreStage(
+            ensemble=selection.ensemble != "none",
+            penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
+        ),
+        inputs={"sample": sample, **by, **earlier},
         files=b.template,
     )
     judge = _rules("judge", b) if isinstance(plan.judge, SimulatedJudge) else {}
@@ -194,6 +200,8 @@ def _preferences(b: Builder, number: int) -> None:
     awaited: frozenset[str] = frozenset()
     given = plan.rounds[number - 1].preferences
     files |= b.files("preferences", given)
+    embeds = plan.similarity.max_cosine is not None
+    files |= b.embedder() if embeds else {}
     if not given:
         inputs["tasks"] = b.steps[f"round-{number - 1}/tasks"]
         if isinstance(plan.annotator, SimulatedAnnotator):
@@ -206,7 +214,8 @@ def _preferences(b: Builder, number: int) -> None:
         seed=plan.seed,
         annotator=plan.annotator,
         splits=plan.splits,
-        max_similarity=plan.max_similarity,
+        similarity=plan.similarity,
+        embedder=b.pipeline.dedup.embedder if embeds else None,
         decontaminate=b.pipeline.decontaminate,
         recipes=b.recipes_with("hooks"),
     )
@@ -252,8 +261,7 @@ def _curate(b: Builder, number: int, score: Step, select: Step) -> Step:
     # Rules may read lists that lie beside them; the pipeline's settings enter as literals.
     lists = [p for p in sorted(rules.parent.glob("*.yaml")) if p.name != "pipeline.yaml"]
     files |= {f"rules:{path.name}": path for path in lists}
-    if b.pipeline.dedup.embedder != "minilm":
-        files["embedder"] = b.workspace.find(b.pipeline.dedup.embedder)
+    files |= b.embedder()
     return b.add(
         f"round-{number}/curate",
         "curate",

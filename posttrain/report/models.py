@@ -6,6 +6,7 @@ Knows what measure steps publish; draws nothing.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from posttrain.comparison import answers, difference, levels, rate_of
@@ -62,7 +63,8 @@ def members_of(found: Published) -> dict[str, Any] | None:
     """Stage → model (variants before their average) → round → rate; None where none is measured.
 
     Reward models are rated by their accuracy on dev pairs of the strengths they train on, policies
-    by their greedy pass rate on dev.
+    by their greedy pass rate on dev. `checks` says by stage and round how far each average lies
+    from the best of its variants.
     """
     rates: dict[str, dict[str, dict[int, Any]]] = defaultdict(lambda: defaultdict(dict))
     for number, manifest in found.of("measure-rm").items():
@@ -77,4 +79,20 @@ def members_of(found: Published) -> dict[str, Any] | None:
                 rates[model.partition("-")[0]][model][number] = by_capability["all"]
     stages = {stage: dict(rates[stage]) for stage in _STAGES if rates[stage]}
     numbers = sorted({n for stage in stages.values() for one in stage.values() for n in one})
-    return {"stages": stages, "rounds": numbers} if stages else None
+    checks = {stage: _against_best(stage, models) for stage, models in stages.items()}
+    return {"stages": stages, "rounds": numbers, "checks": checks} if stages else None
+
+
+def _against_best(stage: str, models: Mapping[str, Mapping[int, Any]]) -> dict[int, Any]:
+    """Round → the best of two or more variants, and the average's rate minus its rate."""
+    found = {}
+    for number, average in models.get(stage, {}).items():
+        variants = {
+            name: by_round[number]["value"]
+            for name, by_round in models.items()
+            if name != stage and number in by_round
+        }
+        if len(variants) > 1:
+            best = max(variants, key=lambda name: variants[name])
+            found[number] = {"best": best, "gap": average["value"] - variants[best]}
+    return found

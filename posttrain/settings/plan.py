@@ -154,6 +154,16 @@ class Sampling(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+class Similarity(Settings):
+    """How alike two neighbours of a ranking may be; more, and the preference is dropped."""
+
+    max_edit: Share | None = 0.95
+    """Of the edit similarity, 1 − Levenshtein distance / length of the longer response, in tokens
+    of the base; None drops none."""
+    max_cosine: Share | None = None
+    """Of the cosine under the embedder of the pipeline's `dedup`; None embeds nothing."""
+
+
 class Selection(Settings):
     """Which of K responses goes on: the gates, then the reward model (section 4.2.2)."""
 
@@ -169,6 +179,11 @@ class Selection(Settings):
     """Drop responses in which a larger share of 4-grams are repeats."""
     keep: Annotated[int, Field(ge=1)] = 1
     """How many of the best responses to a prompt go on."""
+    ensemble: Literal["none", "mean", "lower"] = "none"
+    """Who scores: the averaged reward model; or each of its variants, and a response's score is
+    the mean of theirs, or `lower`: the mean less `penalty` × their standard deviation."""
+    penalty: Annotated[float, Field(ge=0)] = 1.0
+    """How much disagreement of the variants costs under `lower`."""
     history: Annotated[int, Field(ge=0)] = 5
     """How many earlier rounds' chosen responses are scored and curated again beside this
     round's."""
@@ -281,8 +296,7 @@ class Plan(Settings):
     judge: Judge = NoJudge()
     min_strength: Strength = Strength.BETTER
     """Weakest preference that the reward model and DPO train on."""
-    max_similarity: Share = 0.95
-    """Pairs whose responses are more alike (character-level ratio) are dropped."""
+    similarity: Similarity = Similarity()
     reward: RewardSettings = RewardSettings()
     sampling: Sampling = Sampling()
     selection: Selection = Selection()
@@ -306,6 +320,11 @@ class Plan(Settings):
         num_members = len(self.dpo.variants if self.dpo.enabled else self.sft.variants)
         if "variants" in self.tasks.models and num_members < 2:
             raise ValueError(f"tasks.models: 'variants' needs at least two {last}.variants")
+        if self.selection.ensemble != "none" and len(self.reward.variants) < 2:
+            raise ValueError(
+                f"selection.ensemble: {self.selection.ensemble!r} needs at least two "
+                "reward.variants"
+            )
         data: list[tuple[str, Bootstrap | RoundData]] = [("bootstrap", self.bootstrap)]
         data += [(f"rounds.{i}", one) for i, one in enumerate(self.rounds)]
         for (name, before), this in zip(data, self.rounds, strict=False):

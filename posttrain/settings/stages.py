@@ -16,6 +16,7 @@ from posttrain.settings.plan import (
     Judge,
     Sampling,
     Selection,
+    Similarity,
     Source,
     Splits,
     Tasks,
@@ -53,7 +54,9 @@ class PreferencesStage(Settings):
     seed: int
     annotator: Annotator
     splits: Splits
-    max_similarity: float
+    similarity: Similarity
+    embedder: str | None
+    """Who embeds responses; None where nobody does."""
     decontaminate: Decontaminate
     recipes: Recipes
 
@@ -95,7 +98,12 @@ class SampleStage(Settings):
 
 
 class ScoreStage(Settings):
-    """Reward model's scores."""
+    """Reward model's scores, or its variants' made one."""
+
+    ensemble: bool = False
+    """Whether the variants score in place of their average."""
+    penalty: float = 0.0
+    """What a standard deviation among the variants costs."""
 
 
 class SelectStage(Settings):
@@ -169,6 +177,9 @@ CIRCUMSTANCES = frozenset(
         # Whether another step exists, and what is shown of this one.
         "evaluation.members",
         "evaluation.show",
+        # Who scores: the score step's literals.
+        "selection.ensemble",
+        "selection.penalty",
         "annotator.rules",
         "judge.rules",
     }

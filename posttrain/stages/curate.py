@@ -2,7 +2,7 @@
 
 from posttrain.curation.contract import CurationTools, Scored
 from posttrain.curation.curate import curate
-from posttrain.embedding import Embedder, embedder_folder
+from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.hooks import Grade
 from posttrain.prompt_sources import held_out_prompts
 from posttrain.rows import Candidate, Example, Message, Prompt
@@ -10,9 +10,6 @@ from posttrain.settings.stages import CurateStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.workspace import load_functions
-
-_CACHE = ".embeddings"
-"""Folder beside the rounds where vectors are kept between them."""
 
 
 def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
@@ -29,7 +26,7 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
     rows = [Scored(example, human=True) for example in human]
     rows += [_scored(row, settings.round) for row in chosen]
     folder = embedder_folder(settings.pipeline.dedup.embedder, inputs.workspace.root)
-    embedder = Embedder(folder, inputs.machine.parent / _CACHE)
+    embedder = Embedder(folder, inputs.machine.parent / CACHE)
     result = curate(
         rows,
         settings.pipeline,

@@ -1,62 +1,117 @@
 """Reads the answers to the last round's tasks, and the plan's own files, into checked preferences.
 
-Ties and skips stay in `judgments.jsonl` and become no preference. Pairs are split by prompt into
-`train`, `dev` and `test`; pairs whose responses are nearly alike are dropped and counted.
+Ties and skips stay in `judgments.jsonl` and become no preference. A judged dialog becomes one
+preference a turn (section 4.2.1). The first message of a dialog decides whether it belongs to
+`train`, `dev` or `test`; preferences whose responses are nearly alike are dropped and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from pydantic import ValidationError
-
-from posttrain.annotation import people_from, preference_of, similarity, simulate
+from posttrain.annotation import people_from, preference_of, simulate
 from posttrain.curation.decontaminate import held_out_in, index_heldout
+from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, WaitingForPeople
 from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.preference_rows import JudgedRow
 from posttrain.prompt_sources import held_out_prompts
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
 from posttrain.settings.plan import FileAnnotator, SimulatedAnnotator
 from posttrain.settings.stages import PreferencesStage
+from posttrain.similarity import Alike, Encode, alike_by_cosine, alike_by_edits
 from posttrain.steps.output import Inputs, Output
-from posttrain.tables import load_rows, read_table
+from posttrain.tables import complaint, load_rows, read_table
 from posttrain.workspace import load_functions
+
+
+class _Stated(NamedTuple):
+    """Preferences before any is dropped."""
+
+    found: list[Preference]
+    rows_in: int
+    """Rows that were read for them, of any kind."""
+    unchanged: int
+    """Edits that change nothing."""
+
+
+UNCHANGED = "edited equals chosen"
+"""Why an edit is left out of its preference."""
+TOO_SIMILAR = "responses too similar"
 
 
 def run(inputs: Inputs, settings: PreferencesStage, out: Output) -> None:
     """Write `train.jsonl`, `dev.jsonl`, `test.jsonl`, and `judgments.jsonl` where there are any."""
-    forbidden = control_tokens(load_tokenizer(inputs["base"]))
-    found: list[Preference] = []
-    rows_in = 0
-    for path in inputs.named("preferences:").values():
-        table = read_table(path, Preference, forbidden)
-        table.check_share(inputs.resources.reject_share)
-        out.reject(table.rejects)
-        found += table.rows
-        rows_in += len(table.rows) + len(table.rejects)
+    tokenizer = load_tokenizer(inputs["base"])
+    stated = [_of_files(inputs, control_tokens(tokenizer), out)]
     if "tasks" in inputs.paths:
-        tasks = {task.id: task for task in load_rows(inputs["tasks"] / "tasks.jsonl", Task)}
-        judgments, malformed = _answers(inputs, settings, list(tasks.values()), out)
-        out.write("judgments", judgments)
-        rows_in += len(judgments) + malformed
-        found += _from_judgments(tasks, judgments, out)
+        stated.append(_of_tasks(inputs, settings, control_tokens(tokenizer), out))
+    found = [row for one in stated for row in one.found]
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     heldout = index_heldout(held_out_prompts(inputs["heldout"]), settings.decontaminate.ngram)
     by_split: dict[Split, list[Preference]] = {"train": [], "dev": [], "test": []}
     known: set[str] = set()
-    for row in found:
-        reason = _reason_to_drop(row, known, settings)
+    too_alike = _alike(found, inputs, settings, encode, out)
+    for row, alike in zip(found, too_alike, strict=True):
         split = split_of(row.prompt, settings.splits.dev, settings.splits.test)
-        hit = held_out_in(row.prompt, heldout, settings.decontaminate)
-        if not reason and split == "train" and hit is not None:
-            reason = f"{hit.reason}: {hit.heldout}"
+        reason, details = _reason_to_drop(row, known, settings), {}
+        if not reason and alike is not None:
+            reason, details = TOO_SIMILAR, alike._asdict()
+        if not reason and split == "train":
+            hit = held_out_in(row.prompt, heldout, settings.decontaminate)
+            reason = f"{hit.reason}: {hit.heldout}" if hit is not None else None
         if reason:
-            out.drop(row.id, reason, row=row.to_json())
+            out.drop(row.id, reason, **details, row=row.to_json())
             continue
         known.add(row.id)
         row = row if row.batch else row.model_copy(update={"batch": f"round-{settings.round}"})
         by_split[split].append(row)
     for name, rows in by_split.items():
         out.write(name, rows)
-    out.part("preferences", rows_in, sum(map(len, by_split.values())))
+    rows_in, unchanged = sum(one.rows_in for one in stated), sum(one.unchanged for one in stated)
+    changed = {UNCHANGED: unchanged} if unchanged else {}
+    out.part("preferences", rows_in, sum(map(len, by_split.values())), changed)
+
+
+def _of_files(inputs: Inputs, forbidden: Iterable[str], out: Output) -> _Stated:
+    """What the plan's own files state."""
+    found: list[Preference] = []
+    num_rejects = unchanged = 0
+    for path in inputs.named("preferences:").values():
+        table = read_table(path, JudgedRow, forbidden)
+        table.check_share(inputs.resources.reject_share)
+        out.reject(table.rejects)
+        found += [preference for row in table.rows for preference in row.preferences]
+        num_rejects += len(table.rejects)
+        unchanged += sum(row.unchanged_edits for row in table.rows)
+    return _Stated(found, len(found) + num_rejects, unchanged)
+
+
+def _of_tasks(
+    inputs: Inputs, settings: PreferencesStage, forbidden: Iterable[str], out: Output
+) -> _Stated:
+    """What people's answers to the last round's tasks state."""
+    tasks = {task.id: task for task in load_rows(inputs["tasks"] / "tasks.jsonl", Task)}
+    judgments, malformed = _answers(inputs, settings, list(tasks.values()), forbidden, out)
+    out.write("judgments", judgments)
+    found: list[Preference] = []
+    unchanged = 0
+    for judgment in judgments:
+        task = tasks[judgment.task]
+        try:
+            row = preference_of(task, judgment)
+        except ValueError as error:
+            out.drop(judgment.id, f"no ranking: {complaint(error)}", parents=[task.id])
+            continue
+        if row is None:
+            out.drop(judgment.id, f"{judgment.choice}: a judgment, no preference")
+        else:
+            found.append(row)
+            unchanged += judgment.edited is not None and row.edited is None
+    return _Stated(found, len(judgments) + malformed, unchanged)
 
 
 def _reason_to_drop(row: Preference, known: set[str], settings: PreferencesStage) -> str | None:
@@ -64,18 +119,40 @@ def _reason_to_drop(row: Preference, known: set[str], settings: PreferencesStage
         return f"duplicate id: {row.id}"
     if row.capability not in settings.recipes:
         return f"unknown capability: {row.capability}"
-    best_first = row.ranking()
-    likeness = similarity(best_first[0], best_first[-1])
-    if likeness > settings.max_similarity:
-        return f"responses too similar: {likeness:.3f}"
     return None
 
 
+def _alike(
+    rows: Sequence[Preference],
+    inputs: Inputs,
+    settings: PreferencesStage,
+    encode: Encode,
+    out: Output,
+) -> list[Alike | None]:
+    """For each row the two responses that are more alike than the plan allows, if there are any."""
+    limits = settings.similarity
+    alike: list[Alike | None] = [None] * len(rows)
+    if limits.max_edit is not None:
+        alike = [alike_by_edits(row, limits.max_edit, encode) for row in rows]
+    if limits.max_cosine is not None and settings.embedder is not None:
+        folder = embedder_folder(settings.embedder, inputs.workspace.root)
+        embed = Embedder(folder, inputs.machine.parent / CACHE).embed
+        cosines = alike_by_cosine(rows, limits.max_cosine, embed)
+        alike = [one or other for one, other in zip(alike, cosines.alike, strict=True)]
+        out.metrics(rankings_unread_by_embedder=cosines.num_unread)
+    return alike
+
+
 def _answers(
-    inputs: Inputs, settings: PreferencesStage, tasks: Sequence[Task], out: Output
+    inputs: Inputs,
+    settings: PreferencesStage,
+    tasks: Sequence[Task],
+    forbidden: Iterable[str],
+    out: Output,
 ) -> tuple[list[Judgment], int]:
+    """The judgments, and how many rows were read that are none."""
     if not isinstance(settings.annotator, SimulatedAnnotator):
-        return _answers_of_people(inputs, settings.annotator, tasks, out)
+        return _answers_of_people(inputs, settings.annotator, tasks, forbidden, out)
     recipes = open_recipes(inputs.workspace, settings.recipes)
     handle = StepHandle(inputs.resources.sandbox, settings.seed)
 
@@ -88,9 +165,12 @@ def _answers(
 
 
 def _answers_of_people(
-    inputs: Inputs, annotator: FileAnnotator, tasks: Sequence[Task], out: Output
+    inputs: Inputs,
+    annotator: FileAnnotator,
+    tasks: Sequence[Task],
+    forbidden: Iterable[str],
+    out: Output,
 ) -> tuple[list[Judgment], int]:
-    forbidden = control_tokens(load_tokenizer(inputs["base"]))
     table = read_table(inputs["answers"], Judgment, forbidden)
     table.check_share(inputs.resources.reject_share)
     out.reject(table.rejects)
@@ -112,22 +192,3 @@ def _answers_of_people(
     for task_id in missing:
         out.drop(task_id, "unanswered")
     return table.rows, len(table.rejects) + len(missing)
-
-
-def _from_judgments(
-    tasks: dict[str, Task], judgments: Sequence[Judgment], out: Output
-) -> list[Preference]:
-    found = []
-    for judgment in judgments:
-        task = tasks[judgment.task]
-        try:
-            row = preference_of(task, judgment)
-        except ValidationError as error:
-            reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-            out.drop(judgment.id, f"no ranking: {reason}", parents=[task.id])
-            continue
-        if row is None:
-            out.drop(judgment.id, f"{judgment.choice}: a judgment, no preference")
-        else:
-            found.append(row)
-    return found

@@ -1,11 +1,14 @@
 """Scores every response with this round's reward model, and earlier rounds' choices again.
 
+With an ensemble each variant of the reward model scores, and a row's score is made of theirs.
+
 Scores of two reward models cannot be compared, so earlier rounds' rows are scored anew. A row that
 does not fit the reward model's context is dropped and counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from posttrain.ensembles import lower_bounds
 from posttrain.errors import GuardFailed
 from posttrain.models.devices import pick_device
 from posttrain.rows import Candidate
@@ -23,19 +26,23 @@ _TOLERANCE = 1e-4
 def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
     """Write `responses.jsonl` (this round's) and `earlier.jsonl`, each row with its score.
 
+    With an ensemble `scores` holds what each member said.
+
     Raises:
         GuardFailed: a score depends on the rows it shares a batch with.
     """
     responses = load_rows(inputs["sample"] / "responses.jsonl", Candidate)
     earlier = _earlier_choices(inputs)
-    scorer = RewardScorer(
-        inputs["reward"] / "model",
-        inputs.paths.get("template"),
-        device=pick_device(inputs.resources.device),
-    )
-    scored = _scored(scorer, [*responses, *earlier], out)
+    rows = [*responses, *earlier]
+    if settings.ensemble:
+        members = inputs.named("member:")
+        scored = _combined(
+            {name.partition(":")[2]: _scored_by(inputs, name, rows, out) for name in members},
+            settings.penalty,
+        )
+    else:
+        scored = _scored_by(inputs, "reward", rows, out)
     kept = [row for row in scored if row.score is not None]
-    _check_alone(scorer, kept)
     for row in scored:
         if row.score is None:
             out.drop(row.id, TOO_LONG, parents=list(row.parents))
@@ -58,6 +65,39 @@ def _earlier_choices(inputs: Inputs) -> list[Candidate]:
         )
         for folder in inputs.named("select:").values()
         for row in load_rows(folder / "selected.jsonl", Candidate)
+    ]
+
+
+def _scored_by(
+    inputs: Inputs, model: str, rows: Sequence[Candidate], out: Output
+) -> list[Candidate]:
+    """The rows with the scores of one model, which is let go before the next one is loaded."""
+    scorer = RewardScorer(
+        inputs[model] / "model",
+        inputs.paths.get("template"),
+        device=pick_device(inputs.resources.device),
+    )
+    scored = _scored(scorer, rows, out)
+    _check_alone(scorer, [row for row in scored if row.score is not None])
+    return scored
+
+
+def _combined(members: Mapping[str, Sequence[Candidate]], penalty: float) -> list[Candidate]:
+    """The rows with the score that the members' scores make, and with theirs as `scores`."""
+    found: list[dict[str, float]] = [
+        {
+            name: row.score
+            for name, row in zip(members, several, strict=True)
+            if row.score is not None
+        }
+        for several in zip(*members.values(), strict=True)
+    ]
+    whole = [place for place, scores in enumerate(found) if len(scores) == len(members)]
+    by_member = {name: [found[place][name] for place in whole] for name in members}
+    combined = dict(zip(whole, lower_bounds(by_member, penalty), strict=True))
+    return [
+        row.model_copy(update={"score": combined.get(place), "scores": found[place]})
+        for place, row in enumerate(next(iter(members.values())))
     ]
 
 

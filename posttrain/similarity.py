@@ -1,0 +1,104 @@
+"""How alike the responses of a ranking are: by the edits between their tokens, by their embeddings.
+
+Knows two measures in [0, 1], both 1 for equal responses; knows no tokenizer, no embedder and no
+limits. A pair that is nearly alike says little about which response is better (section 4.1.2).
+
+    alike_by_edits(row, limit=0.95, encode=lambda text: tokenizer(text)["input_ids"])
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from posttrain.embedding import Embedded, dialog_text
+from posttrain.rows import Preference
+
+Encode = Callable[[str], Sequence[int]]
+"""A text's tokens."""
+Embed = Callable[[Sequence[str]], Embedded]
+"""Unit vectors of texts."""
+
+
+class Alike(NamedTuple):
+    """The two neighbours of a ranking that are most alike."""
+
+    measure: Literal["edit", "cosine"]
+    value: float
+    ranks: tuple[int, int]
+    """Their places in the ranking, 1 the best."""
+
+
+class Cosines(NamedTuple):
+    """What embeddings say of N rankings."""
+
+    alike: list[Alike | None]
+    num_unread: int
+    """Rankings with a response of which the embedder reads the beginning only: not judged, since
+    what differs may come later."""
+
+
+def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """Levenshtein distance: fewest insertions, deletions and substitutions that make `a` into `b`.
+
+    All rows of a column at once in the bits of one integer (Myers 1999, in the form of Hyyrö 2003),
+    so thousands of tokens take milliseconds.
+    """
+    if not a:
+        return len(b)
+    places: dict[Hashable, int] = {}
+    for place, item in enumerate(a):
+        places[item] = places.get(item, 0) | 1 << place
+    every, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
+    # Bits of a column: where it grows by one from row to row, and where it shrinks.
+    up, down, distance = every, 0, len(a)
+    for item in b:
+        match = places.get(item, 0)
+        zero = (((match & up) + up) ^ up) | match | down
+        right, left = down | (every & ~(zero | up)), up & zero
+        distance += bool(right & last) - bool(left & last)
+        right, left = right << 1 | 1, left << 1
+        up, down = (left | ~(zero | right)) & every, right & zero & every
+    return distance
+
+
+def edit_similarity(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """1 minus the edit distance as a share of the longer sequence; 1 for two empty ones."""
+    longer = max(len(a), len(b))
+    return 1 - edit_distance(a, b) / longer if longer else 1.0
+
+
+def alike_by_edits(row: Preference, limit: float, encode: Encode) -> Alike | None:
+    """The most similar neighbours of a ranking, where their edit similarity is above the limit."""
+    tokens = [encode(dialog_text(response)) for response in row.ranking()]
+    found = []
+    for rank, (better, worse) in enumerate(pairwise(tokens), 1):
+        shorter, longer = sorted((len(better), len(worse)))
+        # The difference in length alone is a lower bound of the distance.
+        if longer and shorter / longer <= limit:
+            continue
+        value = edit_similarity(better, worse)
+        if value > limit:
+            found.append(Alike("edit", value, (rank, rank + 1)))
+    return max(found, key=lambda one: one.value, default=None)
+
+
+def alike_by_cosine(rows: Sequence[Preference], limit: float, embed: Embed) -> Cosines:
+    """For each ranking its most similar neighbours, where their cosine is above the limit."""
+    texts = [dialog_text(response) for row in rows for response in row.ranking()]
+    vectors_ND, truncated_N = embed(texts)
+    alike: list[Alike | None] = []
+    start = num_unread = 0
+    for row in rows:
+        places = range(start, start + len(row.ranking()))
+        start = places.stop
+        if truncated_N[places.start : places.stop].any():
+            num_unread += 1
+            alike.append(None)
+            continue
+        pairs = (
+            Alike("cosine", float(vectors_ND[i] @ vectors_ND[j]), (rank, rank + 1))
+            for rank, (i, j) in enumerate(pairwise(places), 1)
+        )
+        best = max(pairs, key=lambda one: one.value)
+        alike.append(best if best.value > limit else None)
+    return Cosines(alike, num_unread)

@@ -1,0 +1,72 @@
+"""Edit distances are Levenshtein's, and quick enough for long responses."""
+
+import time
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain.rows import Preference
+from posttrain.similarity import alike_by_edits, edit_distance, edit_similarity
+
+TOKENS = st.lists(st.integers(0, 3), max_size=12)
+
+
+def levenshtein(a: list[int], b: list[int]) -> int:
+    """By its definition."""
+    row = list(range(len(b) + 1))
+    for i, one in enumerate(a, 1):
+        above, row = row, [i]
+        for j, other in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (one != other)))
+    return row[-1]
+
+
+@given(TOKENS, TOKENS)
+def test_the_distance_is_levenshteins(a: list[int], b: list[int]) -> None:
+    assert edit_distance(a, b) == levenshtein(a, b)
+
+
+@given(st.lists(st.integers(0, 9), min_size=60, max_size=150), st.data())
+def test_it_holds_beyond_a_machine_word(a: list[int], data: st.DataObject) -> None:
+    b = list(a)
+    for _ in range(data.draw(st.integers(0, 6))):
+        b[data.draw(st.integers(0, len(b) - 1))] = 10
+    assert edit_distance(a, b) == levenshtein(a, b)
+
+
+@given(TOKENS, TOKENS)
+def test_similarity_is_one_only_for_equal_responses(a: list[int], b: list[int]) -> None:
+    likeness = edit_similarity(a, b)
+    assert 0 <= likeness <= 1
+    assert (likeness == 1) == (a == b)
+    assert likeness == edit_similarity(b, a)
+
+
+@given(st.lists(st.text("ab ", min_size=1).filter(str.strip), min_size=2, unique=True), st.data())
+def test_the_most_similar_neighbours_are_told(texts: list[str], data: st.DataObject) -> None:
+    limit = data.draw(st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0]))
+    row = Preference.model_validate(
+        {
+            "prompt": [{"role": "user", "content": "?"}],
+            "ranked": [[{"role": "assistant", "content": text}] for text in texts],
+            "strength": "better",
+        }
+    )
+    found = alike_by_edits(row, limit, lambda text: list(text.encode()))
+    values = [edit_similarity(a, b) for a, b in pairwise(texts)]
+    if max(values) <= limit:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.measure, found.value) == ("edit", max(values))
+    assert values[found.ranks[0] - 1] == found.value
+    assert found.ranks[1] == found.ranks[0] + 1
+
+
+def test_four_thousand_tokens_take_no_time() -> None:
+    a = [n * n % 997 for n in range(4000)]
+    b = [n * n % 991 for n in range(4000)]
+    begun = time.process_time()
+    assert 0 < edit_distance(a, b) <= 4000
+    assert time.process_time() - begun < 1
