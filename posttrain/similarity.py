@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from rapidfuzz.distance import Levenshtein
+
 from posttrain.embedding import Embedded, dialog_text
 from posttrain.rows import Preference
 
@@ -37,34 +39,9 @@ class Cosines(NamedTuple):
     what differs may come later."""
 
 
-def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Levenshtein distance: fewest insertions, deletions and substitutions that make `a` into `b`.
-
-    All rows of a column at once in the bits of one integer (Myers 1999, in the form of Hyyrö 2003),
-    so thousands of tokens take milliseconds.
-    """
-    if not a:
-        return len(b)
-    places: dict[Hashable, int] = {}
-    for place, item in enumerate(a):
-        places[item] = places.get(item, 0) | 1 << place
-    every, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
-    # Bits of a column: where it grows by one from row to row, and where it shrinks.
-    up, down, distance = every, 0, len(a)
-    for item in b:
-        match = places.get(item, 0)
-        zero = (((match & up) + up) ^ up) | match | down
-        right, left = down | (every & ~(zero | up)), up & zero
-        distance += bool(right & last) - bool(left & last)
-        right, left = right << 1 | 1, left << 1
-        up, down = (left | ~(zero | right)) & every, right & zero & every
-    return distance
-
-
 def edit_similarity(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """1 minus the edit distance as a share of the longer sequence; 1 for two empty ones."""
-    longer = max(len(a), len(b))
-    return 1 - edit_distance(a, b) / longer if longer else 1.0
+    """1 minus Levenshtein's distance as a share of the longer sequence; 1 for two empty ones."""
+    return float(Levenshtein.normalized_similarity(a, b))
 
 
 def alike_by_edits(row: Preference, limit: float, encode: Encode) -> Alike | None:
