@@ -1,8 +1,9 @@
 """What scoring costs beside a bare forward pass over the same tokens, and how far scores move.
 
 A bare pass gets the tokens rendered, sorted by length and in batches of the scorer's size: once as
-transformers is commonly called, with an attention mask, once without. One thread; passes take
-turns, so that a busy machine slows all alike; medians of wall and of processor time.
+transformers is commonly called, with an attention mask, once without. One thread. The ways take
+turns on short parts of the dialogs, so that a busy machine slows all alike; what is told is the
+median over turns of a way's time beside the bare pass of the same turn.
 
     python -m bench.reward.scoring
 """
@@ -13,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,16 @@ ROOT = Path(__file__).parent.parent.parent
 BASE = ROOT / "rounds" / "tiny" / "base"
 BATCH_TOKENS = 2048
 NUM_ALONE = 64
+NUM_PARTS = 10
 SEED = 0
+BARE = "bare forward"
 
 
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dialogs", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = {}
@@ -75,47 +78,62 @@ def _measure(folder: Path, num: int, repeats: int) -> dict[str, Any]:
     model.config.pad_token_id = tokenizer.pad_token_id
     model.eval()
     scorer = RewardScorer(folder, None, batch_tokens=BATCH_TOKENS)
-    ways: dict[str, Callable[[], Sequence[float | None]]] = {
-        "bare forward": lambda: _bare(model, rows, masked=True),
-        "bare forward, no mask": lambda: _bare(model, rows, masked=False),
-        "scorer on tokens": lambda: scorer.score_tokens(rows, names),
-        "scorer on dialogs": lambda: scorer.score(dialogs),
+    ways: dict[str, Callable[[slice], Sequence[float | None]]] = {
+        BARE: lambda part: _bare(model, rows[part], masked=True),
+        "bare forward, no mask": lambda part: _bare(model, rows[part], masked=False),
+        "scorer on tokens": lambda part: scorer.score_tokens(rows[part], names[part]),
+        "scorer on dialogs": lambda part: scorer.score(dialogs[part]),
     }
-    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    scores = {}
-    for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            begun, worked = time.perf_counter(), time.process_time()
-            scores[name] = way()
-            spent = (time.perf_counter() - begun, time.process_time() - worked)
-            # The first turn warms up.
-            if repeat:
-                times[name].append(spent)
-    wall, work = (
-        {name: statistics.median(one[kind] for one in some) for name, some in times.items()}
-        for kind in (0, 1)
-    )
-    bare = "bare forward"
+    size = len(rows) // NUM_PARTS
+    parts = [slice(start, start + size) for start in range(0, size * NUM_PARTS, size)]
+    wall, work = _turns(ways, parts, repeats)
+    bare, scores = (ways[name](slice(None)) for name in (BARE, "scorer on dialogs"))
     alone = [scorer.score([dialog])[0] for dialog in dialogs[:NUM_ALONE]]
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "dialogs": len(rows),
         "tokens": sum(map(len, rows)),
         "longest and shortest dialog": [max(map(len, rows)), min(map(len, rows))],
-        "median wall seconds": {name: round(value, 3) for name, value in wall.items()},
-        "median processor seconds": {name: round(value, 3) for name, value in work.items()},
-        "wall time beside the bare forward": {n: round(v / wall[bare], 3) for n, v in wall.items()},
-        "processor time beside the bare forward": {
-            n: round(v / work[bare], 3) for n, v in work.items()
+        "turns": len(wall[BARE]),
+        "dialogs a turn": size,
+        "median processor ms a dialog": {
+            name: round(1000 * statistics.median(some) / size, 3) for name, some in work.items()
         },
-        "rendering, processor ms a dialog": round(
-            1000 * (work["scorer on dialogs"] - work["scorer on tokens"]) / len(rows), 3
-        ),
+        "wall time beside the bare forward": _beside(wall),
+        "processor time beside the bare forward": _beside(work),
         "largest difference of a score": {
-            "from the bare forward": _largest(scores["scorer on dialogs"], scores[bare]),
-            "from the dialog alone": _largest(alone, scores["scorer on dialogs"][:NUM_ALONE]),
+            "from the bare forward": _largest(scores, bare),
+            "from the dialog alone": _largest(alone, scores[:NUM_ALONE]),
         },
     }
+
+
+def _turns(
+    ways: Mapping[str, Callable[[slice], object]], parts: Sequence[slice], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Wall and processor seconds of each way in each turn, the order changing from turn to turn."""
+    wall: dict[str, list[float]] = defaultdict(list)
+    work: dict[str, list[float]] = defaultdict(list)
+    rng = random.Random(SEED)
+    for way in ways.values():
+        way(parts[0])
+    for part in [*parts] * repeats:
+        for name in rng.sample(list(ways), len(ways)):
+            begun, worked = time.perf_counter(), time.process_time()
+            ways[name](part)
+            wall[name].append(time.perf_counter() - begun)
+            work[name].append(time.process_time() - worked)
+    return dict(wall), dict(work)
+
+
+def _beside(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Median and quartiles of a way's time over the bare pass's in the same turn."""
+    result = {}
+    for name, some in sorted(times.items()):
+        ratios = [one / bare for one, bare in zip(some, times[BARE], strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4)
+        result[name] = {"median": round(median, 3), "quartiles": [round(low, 3), round(high, 3)]}
+    return result
 
 
 def _bare(model: torch.nn.Module, rows: Sequence[Sequence[int]], masked: bool) -> list[float]:

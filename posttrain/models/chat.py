@@ -189,7 +189,7 @@ def _encoded(
         return_assistant_tokens_mask=with_mask,
     )
     fields = cast(Mapping[str, list[int]], encoded)
-    return {name: [int(i) for i in values] for name, values in fields.items()}
+    return {name: list(values) for name, values in fields.items()}
 
 
 def _check_endings(
