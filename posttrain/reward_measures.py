@@ -21,11 +21,11 @@ CONFIDENCE = 0.95
 NUM_BINS = 10
 """Bins of equal width between 0.5 and 1 for the calibration error."""
 LENGTH_DIFFERENCES = (
-    "preferred is shorter by more than half",
-    "preferred is shorter by 10 to 50 %",
+    "preferred shorter by over 50 %",
+    "preferred shorter by 10 to 50 %",
     "lengths within 10 %",
-    "preferred is longer by 10 to 50 %",
-    "preferred is longer by more than half",
+    "preferred longer by 10 to 50 %",
+    "preferred longer by over 50 %",
 )
 """Difference of the two lengths, as a share of the longer one."""
 _SMALL, _LARGE = 0.1, 0.5
