@@ -41,8 +41,12 @@ class Table(Generic[RowT]):
     rows: list[RowT]
     rejects: list[Reject]
 
-    def check_share(self, allowed: float) -> None:
+    def check_share(self, allowed: float, setting: str = "resources.reject_share") -> None:
         """Stop when too much of the file is malformed.
+
+        Args:
+            allowed: share of the rows.
+            setting: what a user changes to allow more.
 
         Raises:
             BadInput: naming the share and the first rejects.
@@ -52,7 +56,7 @@ class Table(Generic[RowT]):
             first = self.rejects[0]
             raise BadInput(
                 f"{first.file}: {len(self.rejects)} of {total} rows are malformed, more than the "
-                f"allowed {allowed:.0%} (resources.reject_share); the first: line {first.line}: "
+                f"allowed {allowed:.0%} ({setting}); the first: line {first.line}: "
                 f"{first.reason}"
             )
 
@@ -230,7 +234,8 @@ def _row_of(data: object, kind: type[RowT], banned: tuple[str, ...]) -> RowT | s
         row = kind.model_validate(data)
     except ValidationError as error:
         return complaint(error)
-    for text in _contents(data):
+    # What was read, not what was written: a text may have become a message.
+    for text in _contents(row.model_dump(mode="json")) if banned else ():
         for token in banned:
             if token in text:
                 return f"control token {token} inside a message"

@@ -99,7 +99,7 @@ def test_tools_are_the_same_tokens_in_sampling_and_scoring(
         ]
     )
     with torch.inference_mode():
-        expected = scorer._model(ids, use_cache=False).logits[0, 0].item()
+        expected = scorer._forward.model(ids, use_cache=False).logits[0, 0].item()
     row = sampled()[0]
     with_tools, without = scorer.score([Dialog(row.messages, row.tools), Dialog(row.messages)])
     assert with_tools == pytest.approx(expected, abs=1e-5)

@@ -13,6 +13,7 @@ import pytest
 
 from posttrain.controller import Run
 from posttrain.report.page import write_report
+from posttrain.reward_measures import LENGTH_DIFFERENCES
 from posttrain.steps.manifest import Manifest, list_files, publish
 from posttrain.steps.run_folder import Identity
 from posttrain.steps.step import Step
@@ -93,7 +94,21 @@ def _measure_reward(step: Step, folder: Path) -> dict[str, Any]:
     accuracy = {"dev": one, "test": one}
     members = {f"rm-{name}": {"trained": _rate(0.6 + i / 100)} for i, name in enumerate("ab", 3)}
     write_json(folder / "accuracy.json", accuracy)
-    return {"metrics": {"accuracy": accuracy, "members": members}}
+
+    def pair(value: float) -> dict[str, Any]:
+        return {"accuracy": _rate(value), "longer_wins": _rate(value - 0.3)}
+
+    measured = {
+        "all": pair(0.7),
+        "strength": {"better": pair(0.8)},
+        "capability": {"math": pair(0.522 + step.round / 1000), f"code {HOSTILE}": pair(0.6)},
+        "source": {"round-1": pair(0.533)},
+        "length_difference": {LENGTH_DIFFERENCES[4]: pair(0.9), LENGTH_DIFFERENCES[0]: pair(0.355)},
+        "calibration": {"ece": 0.1234 if step.round == 1 else None, "num": 40, "bins": []},
+        "length_correlation": {"responses": 0.25, "pairs": -0.4321},
+    }
+    measures = {"dev": measured, "test": measured}
+    return {"metrics": {"accuracy": accuracy, "members": members, "measures": measures}}
 
 
 def _measure_members(step: Step, folder: Path) -> dict[str, Any]:
@@ -254,7 +269,18 @@ def test_every_rounds_numbers_are_there(whole: Run) -> None:
     assert "idle_rule" not in page
     assert "Missing:" not in page
     assert read_json(whole.folder.root / "round-2/gate/policy.json")["fingerprint"] in page
-    assert page.count("<svg ") == 3 + 2 + 2 + 2 + 5
+    assert page.count("<svg ") == 3 + 2 + 2 + 2 + 2 + 3 + 5
+
+
+def test_the_reward_model_is_shown_by_group_with_what_length_alone_would_reach(whole: Run) -> None:
+    page = _page(whole)
+    section = page.partition('<h2 id="reward">')[2].partition("<h2 ")[0]
+    for text in ("52.3 %", "52.4 %", "22.3 %", "53.3 %", "35.5 %", "0.1234", "-0.4321", "0.25"):
+        assert text in section
+    assert f"code {HOSTILE}" not in section
+    shorter, longer = (section.index(LENGTH_DIFFERENCES[place]) for place in (0, 4))
+    assert shorter < longer
+    assert section.index("By capability") < shorter < section.index("Calibration and length")
 
 
 def test_an_average_below_its_best_variant_is_named(whole: Run, tmp_path: Path) -> None:
@@ -345,6 +371,7 @@ import sys
 from pathlib import Path
 from posttrain.controller import Run
 from posttrain.report.page import write_report
+from posttrain.reward_measures import LENGTH_DIFFERENCES
 from posttrain.workspace import Workspace
 write_report(Run.open(Workspace(Path(sys.argv[1])), "made"), Path(sys.argv[2]))
 assert "torch" not in sys.modules

@@ -1,7 +1,7 @@
 """Dialogs to tokens: one rendering for training, sampling and scoring.
 
 Knows chat templates and special tokens. Everything that turns messages into token ids calls
-`render_prompt` or `render_dialog`, so a template can never differ between stages.
+`render_prompt`, `render_dialog` or `dialog_ids`, so a template can never differ between stages.
 
     tokenizer = load_tokenizer(Path("rounds/tiny/base"))
     render_dialog(tokenizer, messages).target_mask
@@ -95,13 +95,22 @@ def render_prompt(
     Raises:
         GuardFailed: the text does not start with exactly one beginning-of-text token.
     """
-    ids = tokenizer.apply_chat_template(
-        [m.to_json() for m in messages],
-        tools=[dict(t) for t in tools or ()] or None,
-        add_generation_prompt=True,
-        return_dict=False,
-    )
-    ids = [int(i) for i in cast(list[int], ids)]
+    ids = _encoded(tokenizer, messages, tools, for_response=True)["input_ids"]
+    _check_one_bos(tokenizer, ids)
+    return ids
+
+
+def dialog_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[int]:
+    """Token ids of a finished dialog: `render_dialog`'s, without the masks that scoring needs not.
+
+    Raises:
+        GuardFailed: the text does not start with exactly one beginning-of-text token.
+    """
+    ids = _encoded(tokenizer, messages, tools)["input_ids"]
     _check_one_bos(tokenizer, ids)
     return ids
 
@@ -118,15 +127,8 @@ def render_dialog(
             ones, an assistant turn whose end token is no target, or a last turn whose prompt
             renders to something that is no prefix of the dialog.
     """
-    encoded = tokenizer.apply_chat_template(
-        [m.to_json() for m in messages],
-        tools=[dict(t) for t in tools or ()] or None,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    fields = cast(Mapping[str, list[int]], encoded)
-    ids = [int(i) for i in fields["input_ids"]]
-    targets = [int(i) for i in fields["assistant_masks"]]
+    fields = _encoded(tokenizer, messages, tools, with_mask=True)
+    ids, targets = fields["input_ids"], fields["assistant_masks"]
     _check_one_bos(tokenizer, ids)
     if not 0 < sum(targets) < len(targets):
         raise GuardFailed(
@@ -169,6 +171,25 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> s
     return str(
         tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    for_response: bool = False,
+    with_mask: bool = False,
+) -> dict[str, list[int]]:
+    """What the template makes of messages; the only call of it."""
+    encoded = tokenizer.apply_chat_template(
+        [m.to_json() for m in messages],
+        tools=[dict(t) for t in tools or ()] or None,
+        return_dict=True,
+        add_generation_prompt=for_response,
+        return_assistant_tokens_mask=with_mask,
+    )
+    fields = cast(Mapping[str, list[int]], encoded)
+    return {name: list(values) for name, values in fields.items()}
 
 
 def _check_endings(

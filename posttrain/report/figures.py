@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.typing import RcKeyType
 
+from posttrain.reward_measures import LENGTH_DIFFERENCES
 from posttrain.rows import Strength
 
 BASE = -1
@@ -150,12 +151,48 @@ def reward_accuracy(accuracy: Mapping[int, Mapping[str, Any]]) -> list[Panel]:
     def series(name: str) -> tuple[Series, ...]:
         return _by_split({n: {s: one[s].get(name) for s in one} for n, one in accuracy.items()})
 
-    guess = tuple(
-        one._replace(label=f"{one.label}, longer wins", colour=BASELINE)
-        for one in series("longer wins")
-    )
+    guess = _longer_wins(series("longer wins"))
     panels = [Panel("all pairs", series("all") + guess, "rate")] if found else []
     return panels + [Panel(str(s), series(str(s)), "rate") for s in strengths]
+
+
+def reward_groups(measures: Mapping[int, Mapping[str, Any]], grouping: str) -> list[Panel]:
+    """The reward model's accuracy in each group of pairs, beside the longer response as a guess.
+
+    Args:
+        measures: round → split → `posttrain.reward_measures`.
+        grouping: `capability`, `source` or `length_difference`.
+    """
+    found = {
+        name for one in measures.values() for split in one.values() for name in split[grouping]
+    }
+    order = list(LENGTH_DIFFERENCES)
+    names = sorted(found, key=lambda name: (order.index(name) if name in order else -1, name))
+
+    def series(name: str, rate: str) -> tuple[Series, ...]:
+        return _by_split({n: _pick(one, grouping, name, rate) for n, one in measures.items()})
+
+    return [
+        Panel(name, series(name, "accuracy") + _longer_wins(series(name, "longer_wins")), "rate")
+        for name in names
+    ]
+
+
+def reward_trust(measures: Mapping[int, Mapping[str, Any]]) -> list[Panel]:
+    """Calibration error, and the correlation of reward with length.
+
+    Args:
+        measures: round → split → `posttrain.reward_measures`.
+    """
+    return [
+        Panel(title, _by_split({n: _pick(one, *keys) for n, one in measures.items()}))
+        for title, *keys in (
+            ("calibration error (ECE)", "calibration", "ece"),
+            ("reward and length, two responses of a prompt", "length_correlation", "pairs"),
+            ("reward and length, all responses", "length_correlation", "responses"),
+        )
+        if measures
+    ]
 
 
 def curves(
@@ -313,6 +350,10 @@ def _by_split(values: Mapping[int, Mapping[str, Any]]) -> tuple[Series, ...]:
         finite = tuple(point for point in points if isfinite(point.value))
         series.append(Series(split, finite, colour, line))
     return tuple(series)
+
+
+def _longer_wins(series: Iterable[Series]) -> tuple[Series, ...]:
+    return tuple(one._replace(label=f"{one.label}, longer wins", colour=BASELINE) for one in series)
 
 
 def _cell(point: Point, kind: str) -> tuple[str, str]:

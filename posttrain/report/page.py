@@ -36,6 +36,10 @@ _CURVES = (
 )
 """Title, the members' name without their variant, column of metrics.jsonl."""
 
+_REWARD_GROUPS = ("capability", "source", "length_difference")
+_ONLY_NUMBERS = ("reward_source", "reward_length_difference")
+"""Sections too fine for figures: the page has their table alone."""
+
 
 def write_report(run: Run, path: Path) -> None:
     """Write the page; the file is whole or absent. The same run gives the same bytes.
@@ -113,16 +117,21 @@ def _sections(found: Published) -> dict[str, dict[str, Any]]:
     """The figures over rounds, each section with the numbers behind it."""
     rates = {n: one.metrics["rates"] for n, one in found.measures().items()}
     accuracy = {n: one.metrics["accuracy"] for n, one in found.of("measure-rm").items()}
+    measures = {n: one.metrics["measures"] for n, one in found.of("measure-rm").items()}
     panels = {
         "rates": figures.pass_rates(rates),
         "measures": figures.measures(rates),
         "lengths": figures.lengths(rates) if rates else [],
         "reward": figures.reward_accuracy(accuracy),
+        "reward_trust": figures.reward_trust(measures),
+        **{f"reward_{name}": figures.reward_groups(measures, name) for name in _REWARD_GROUPS},
     }
-    ticks = {name: found.ticks() for name in panels} | {"reward": found.ticks()[2:]}
+    ticks = {
+        name: found.ticks()[2:] if name.startswith("reward") else found.ticks() for name in panels
+    }
     return {
         name: {
-            "panels": _drawn(name, some, ticks[name]),
+            "panels": [] if name in _ONLY_NUMBERS else _drawn(name, some, ticks[name]),
             "ticks": ticks[name],
             "rows": figures.numbers(some, ticks[name]),
         }

@@ -9,14 +9,13 @@ say the same; vLLM itself is imported only in `posttrain.sampling.vllm_worker`.
     engine.reload(Path("runs/my/round-2/policy"))
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.errors import BadInput, PosttrainError
+from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
 from posttrain.models.folders import context_length
@@ -25,12 +24,8 @@ from posttrain.sampling.prompts import (
     render_requests,
     response_text,
 )
-from posttrain.sampling.vllm_worker_process import WorkerProcess
+from posttrain.sampling.vllm_workers import VllmWorkers, model_options
 from posttrain.settings.engines import VllmEngineSettings
-
-# On a processor compiling takes longer than it saves, and a prompt that is cut in chunks makes a
-# request's own seed fail.
-CPU_OPTIONS = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
 class VllmEngine:
@@ -55,24 +50,7 @@ class VllmEngine:
         self._settings = settings
         longest = context_length(model_folder)
         self._context = min(settings.max_model_len or longest, longest)
-        self._workers: list[WorkerProcess] = []
-        self._start(model_folder)
-
-    def _start(self, model_folder: Path) -> None:
-        message = {
-            "do": "load",
-            "options": _options(model_folder, self._settings),
-            "cpu_options": CPU_OPTIONS,
-        }
-        try:
-            for place in range(self._settings.data_parallel_size):
-                environment = _environment(self._settings, place)
-                self._workers.append(WorkerProcess(self._settings.python, environment))
-            answers = self._ask([message] * len(self._workers), self._settings.start_seconds)
-        except PosttrainError:
-            self.close()
-            raise
-        self._reloads = all(answer["reloads"] for answer in answers)
+        self._workers = VllmWorkers(settings, _options(model_folder, settings))
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -89,7 +67,7 @@ class VllmEngine:
         ]
         count = len(self._workers)
         dealt = [{"do": "generate", "requests": sent[place::count]} for place in range(count)]
-        answers = self._ask(dealt, None)
+        answers = self._workers.ask(dealt, None)
         return [
             self._samples(request, answers[place % count]["samples"][place // count])
             for place, request in enumerate(requests)
@@ -109,33 +87,17 @@ class VllmEngine:
             raise BadInput(f"{model_folder}: its tokenizer differs; open a new engine for it")
         if context_length(model_folder) < self._context:
             raise BadInput(f"{model_folder}: its context is shorter; open a new engine for it")
-        if self._reloads:
+        if self._workers.reloads:
             message = {"do": "reload", "model": str(model_folder.resolve())}
-            self._ask([message] * len(self._workers), self._settings.start_seconds)
+            self._workers.ask([message] * len(self._workers), self._settings.start_seconds)
         else:
             self.close()
-            self._start(model_folder)
+            self._workers = VllmWorkers(self._settings, _options(model_folder, self._settings))
         self._tokenizer = tokenizer
 
     def close(self) -> None:
         """End every process of the engine."""
-        for worker in self._workers:
-            worker.close()
-        self._workers = []
-
-    def _ask(
-        self, messages: Sequence[dict[str, Any]], seconds: float | None
-    ) -> list[dict[str, Any]]:
-        """One message to each worker, then one answer of each; any failure ends them all."""
-        if not self._workers:
-            raise BadInput("this vLLM engine is closed; open a new one")
-        try:
-            for worker, message in zip(self._workers, messages, strict=True):
-                worker.send(message)
-            return [worker.receive(seconds) for worker in self._workers]
-        except PosttrainError:
-            self.close()
-            raise
+        self._workers.close()
 
     def _samples(self, request: Request, raw: Sequence[dict[str, Any]]) -> list[Sample]:
         samples = [
@@ -152,42 +114,14 @@ class VllmEngine:
 
 
 def _options(model_folder: Path, settings: VllmEngineSettings) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "model": str(model_folder.resolve()),
-        "dtype": settings.dtype,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "disable_log_stats": True,
-        "trust_remote_code": False,
+    return {
+        **model_options(model_folder, settings),
         # The model's generation_config.json would add end tokens and samplers of its own.
         "generation_config": "vllm",
         # Free white space is where weak models run off in JSON; xgrammar, the default, refuses more
         # schemas.
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
-    if settings.max_model_len is not None:
-        options["max_model_len"] = settings.max_model_len
-    if settings.quantization is not None:
-        options["quantization"] = settings.quantization
-    return options
-
-
-def _environment(settings: VllmEngineSettings, place: int) -> dict[str, str]:
-    variables = {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_kv_cache_gb),
-        "VLLM_DO_NOT_TRACK": "1",
-        # The engine in the worker itself: it starts sooner, and nothing else could outlive it.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-    }
-    if settings.data_parallel_size > 1:
-        each = settings.tensor_parallel_size
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = shown if shown != [""] else list(map(str, range(each * (place + 1))))
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(names[each * place : each * (place + 1)])
-    return variables
 
 
 def _params(

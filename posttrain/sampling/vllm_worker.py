@@ -7,6 +7,7 @@ Nothing else may write to the answers' pipe, so what vLLM prints goes to the log
     {"do": "load", "options": {"model": "rounds/tiny/base"}, "cpu_options": {"enforce_eager": true}}
     {"do": "generate", "requests": [{"prompt": [1, 2], "params": {"n": 4, "seed": 7}}]}
     {"do": "reload", "model": "runs/tiny/round-1/policy"}
+    {"do": "score", "prompts": [[1, 2]]}
 """
 
 import importlib
@@ -42,6 +43,9 @@ def main() -> None:
             _answer(answers, event="ready", reloads=True)
             continue
         try:
+            if message["do"] == "score":
+                _answer(answers, event="scores", scores=_scores(llm, message["prompts"]))
+                continue
             samples = _generate(llm, message["requests"])
         except (ValueError, invalid) as error:
             # A request that cannot be served. Some of the list may be queued already, so this
@@ -93,6 +97,14 @@ def _generate(llm: Any, requests: list[dict[str, Any]]) -> list[list[dict[str, A
         [_sample(one) for one in sorted(output.outputs, key=lambda one: one.index)]
         for output in outputs
     ]
+
+
+def _scores(llm: Any, prompts: list[list[int]]) -> list[float]:
+    """What the head of one label says of each prompt, as it is: no sigmoid on top."""
+    params = importlib.import_module("vllm").PoolingParams(use_activation=False)
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    outputs = llm.encode(inputs, pooling_params=params, pooling_task="classify", use_tqdm=False)
+    return [output.outputs.data.item() for output in outputs]
 
 
 def _sample(one: Any) -> dict[str, Any]:

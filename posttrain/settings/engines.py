@@ -1,7 +1,8 @@
-"""What a plan says about the machines that generate text and run programs. Loads nothing heavy.
+"""The machines that generate text, score it and run programs: their settings. Loads nothing heavy.
 
-Knows the sampling engines' settings (a union told apart by `type`) and the sandbox's limits.
-Knows neither engine nor sandbox: `posttrain.sampling.service` and `posttrain.sandbox` read these.
+Knows the sampling engines' settings (a union told apart by `type`), a scorer's, and the sandbox's
+limits. Knows no engine and no sandbox: `posttrain.sampling.service`, `posttrain.reward_files` and
+`posttrain.sandbox` read these.
 
     parse(VllmEngineSettings, {"type": "vllm", "max_model_len": 4096}, "rounds/my.yaml")
 """
@@ -55,6 +56,22 @@ class VllmEngineSettings(Settings):
 EngineSettings = Annotated[
     TransformersEngineSettings | VllmEngineSettings, Field(discriminator="type")
 ]
+
+
+class ScorerSettings(Settings):
+    """A reward model to score with, outside of a round."""
+
+    model: Path
+    """A model folder with a head of one label."""
+    template: Path | None = None
+    """Chat template in place of the tokenizer's own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where transformers computes. vLLM computes on what its installation was built for."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    python: Path | None = None
+    """Interpreter of the environment that holds vLLM; None is the running one."""
+    reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of malformed input rows past which nothing is scored."""
 
 
 class SandboxLimits(Settings):

@@ -6,21 +6,15 @@ Scores of two reward models cannot be compared, so earlier rounds' rows are scor
 does not fit the reward model's context is dropped and counted.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from posttrain.ensembles import lower_bounds
-from posttrain.errors import GuardFailed
 from posttrain.models.devices import pick_device
 from posttrain.rows import Candidate
-from posttrain.scoring import TOO_LONG, Dialog, RewardScorer
+from posttrain.scoring import TOO_LONG, Dialog, RewardScorer, score_in_chunks
 from posttrain.settings.stages import ScoreStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
-
-_CHUNK = 1024
-_NUM_CHECKED = 4
-_TOLERANCE = 1e-4
-"""How far a row's score may move with its batch; on float32, rounding alone moves it less."""
 
 
 def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
@@ -29,11 +23,10 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
     With an ensemble `scores` holds what each member said.
 
     Raises:
-        GuardFailed: a score depends on the rows it shares a batch with.
+        GuardFailed: a score is no finite number, or depends on the rows it shares a batch with.
     """
     responses = load_rows(inputs["sample"] / "responses.jsonl", Candidate)
-    earlier = _earlier_choices(inputs)
-    rows = [*responses, *earlier]
+    rows = [*responses, *_earlier_choices(inputs)]
     if settings.ensemble:
         members = inputs.named("member:")
         scored = _combined(
@@ -42,13 +35,12 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
         )
     else:
         scored = _scored_by(inputs, "reward", rows, out)
-    kept = [row for row in scored if row.score is not None]
     for row in scored:
         if row.score is None:
             out.drop(row.id, TOO_LONG, parents=list(row.parents))
     out.write("responses", (row for row in scored[: len(responses)] if row.score is not None))
     out.write("earlier", (row for row in scored[len(responses) :] if row.score is not None))
-    out.part("score", len(scored), len(kept))
+    out.part("score", len(scored), sum(row.score is not None for row in scored))
 
 
 def _earlier_choices(inputs: Inputs) -> list[Candidate]:
@@ -77,9 +69,11 @@ def _scored_by(
         inputs.paths.get("template"),
         device=pick_device(inputs.resources.device),
     )
-    scored = _scored(scorer, rows, out)
-    _check_alone(scorer, [row for row in scored if row.score is not None])
-    return scored
+    dialogs = [Dialog(row.messages, row.tools, row.id) for row in rows]
+    scores = score_in_chunks(scorer, dialogs, out.progress)
+    return [
+        row.model_copy(update={"score": score}) for row, score in zip(rows, scores, strict=True)
+    ]
 
 
 def _combined(members: Mapping[str, Sequence[Candidate]], penalty: float) -> list[Candidate]:
@@ -99,34 +93,3 @@ def _combined(members: Mapping[str, Sequence[Candidate]], penalty: float) -> lis
         row.model_copy(update={"score": combined.get(place), "scores": found[place]})
         for place, row in enumerate(next(iter(members.values())))
     ]
-
-
-def _scored(scorer: RewardScorer, rows: Sequence[Candidate], out: Output) -> list[Candidate]:
-    """The rows with this model's scores; None where a row does not fit the model's context."""
-    scored: list[Candidate] = []
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        scores = scorer.score(_dialogs(chunk))
-        scored += [
-            row.model_copy(update={"score": score})
-            for row, score in zip(chunk, scores, strict=True)
-        ]
-        out.progress(len(scored), len(rows))
-    return scored
-
-
-def _check_alone(scorer: RewardScorer, scored: Sequence[Candidate]) -> None:
-    """Score a few rows one by one: padding and neighbours must not matter."""
-    step = max(1, len(scored) // _NUM_CHECKED)
-    for row in scored[::step][:_NUM_CHECKED]:
-        (alone,) = scorer.score(_dialogs([row]))
-        assert alone is not None and row.score is not None
-        if abs(alone - row.score) > _TOLERANCE:
-            raise GuardFailed(
-                f"{row.id} scores {row.score} in its batch and {alone} alone, expected a "
-                f"difference of at most {_TOLERANCE}: the reward model reads padding or other rows"
-            )
-
-
-def _dialogs(rows: Iterable[Candidate]) -> list[Dialog]:
-    return [Dialog(row.messages, row.tools) for row in rows]

@@ -1,0 +1,1 @@
+"""Measurements of the reward model: training, scoring."""
