@@ -34,7 +34,7 @@ VERSIONS = {
     "prompts": 1,
     "human": 1,
     "preferences": 1,
-    "reward": 1,
+    "reward": 2,
     "sft": 1,
     "dpo": 1,
     "average": 1,

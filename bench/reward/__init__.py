@@ -1,0 +1,1 @@
+"""The reward model's layouts beside what a user would pick instead."""
