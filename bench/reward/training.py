@@ -51,11 +51,10 @@ class Case(NamedTuple):
 
 LONG = Case(1024, 128, 3, 1)
 SHORT = tuple(
-    Case(prompt, response, responses, batch)
+    Case(prompt, response, responses, 4)
     for prompt in (16, 64)
     for response in (32, 128)
     for responses in (2, 3)
-    for batch in (1, 8)
 )
 
 
@@ -201,7 +200,7 @@ def agreement(base: Path, work: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, own_process_state(_job(Path(temporary))):
         base = make_base(Path(temporary) / "base")

@@ -27,7 +27,7 @@ PAIRS_PER_TOKEN = 10
 """All else that a layer does with a token, a number of the hidden size."""
 PAIRS_PER_COPY = 64
 """Copying a token's keys and values."""
-EXTRA_TOKENS = 24
+EXTRA_TOKENS = 32
 """Finding its way in a packed row costs a pass as much as this many tokens."""
 
 
@@ -129,7 +129,7 @@ class Collator:
         columns = [_columns(prompts), _columns(joined)]
         (places,) = (torch.cat([one.flatten() for one in columns]) >= 0).nonzero(as_tuple=True)
         numbers = [n for n, own in enumerate(ordered) for _ in ([own] if together else own)]
-        packed = {
+        packed: dict[str, Any] = {
             "prompts": columns[0],
             "groups": columns[1],
             "segments": _filled(
@@ -138,8 +138,9 @@ class Collator:
             "lasts": _filled([[e - 1 for e in accumulate(map(len, group))] for group in groups]),
             "owners": torch.tensor(numbers),
             "places": places,
+            "split": sum(map(len, prompts)),
         }
-        ends = torch.tensor(list(accumulate(sizes))) + sum(map(len, prompts)) - 1
+        ends = packed["split"] - 1 + torch.tensor(list(accumulate(sizes)))
         return {
             "input_ids": torch.tensor([list(chain(*prompts, *joined))]),
             "position_ids": torch.cat(positions).unsqueeze(0),

@@ -83,7 +83,8 @@ class Reward(Silent, RewardTrainer):
         if num_items_in_batch is None:
             return losses.mean()
         # Processes average their gradients, and this is a share of a sum.
-        return losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        share: torch.Tensor = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        return share
 
     def _record(self, scores: torch.Tensor, gaps: torch.Tensor, tokens: int) -> None:
         """TRL's figures under its names; means are over pairs and responses, not over parts."""

@@ -42,6 +42,8 @@ class Groups:
     """Each group's prompt [G]."""
     places: torch.Tensor
     """Where each token stands in the flattened `prompts` and, after them, `groups` [N]."""
+    split: int
+    """Tokens of all prompts."""
 
     def mask(self) -> torch.Tensor:
         """What a response's token may look at: its prompt, and its own response up to itself.
@@ -76,7 +78,7 @@ def score_responses(
     ends: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
-    packed: Mapping[str, torch.Tensor] | None = None,
+    packed: Mapping[str, Any] | None = None,
     prompt_ids: torch.Tensor | None = None,
     prompt_mask: torch.Tensor | None = None,
     owners: torch.Tensor | None = None,
@@ -143,20 +145,22 @@ def grouped_attention(
         [1, N, H, D], and no weights.
     """
     rows = [one[0].transpose(0, 1) for one in (query, key, value)]
-    split = int((groups.prompts >= 0).sum())
-    prompt = [_grouped(row[:split], groups.prompts) for row in rows]
-    asked, *own = (_grouped(row[split:], groups.groups) for row in rows)
-    keys, values = (
-        torch.cat([_repeated(shared, groups.owners), alone], 2)
-        for shared, alone in zip(prompt[1:], own, strict=True)
-    )
+    prompt = [_grouped(row[: groups.split], groups.prompts) for row in rows]
+    asked, *own = (_grouped(row[groups.split :], groups.groups) for row in rows)
+    keys, values = key, value
+    if len(groups.owners) > 1:
+        keys, values = (
+            torch.cat([_repeated(shared, groups.owners), alone], 2)
+            for shared, alone in zip(prompt[1:], own, strict=True)
+        )
     if module.layer_idx == module.config.num_hidden_layers - 1:
-        numbers, lasts = torch.arange(len(asked)).unsqueeze(1), groups.lasts.clamp(min=0)
+        lasts = groups.lasts.clamp(min=0)
+        numbers = torch.arange(len(lasts), device=lasts.device).unsqueeze(1)
         seen = attention_mask[numbers, 0, lasts].unsqueeze(1)
         asked = asked.transpose(1, 2)[numbers, lasts].transpose(1, 2)
         found, _ = kernel(module, asked, keys, values, seen, **options)
         there = groups.lasts >= 0
-        ends = split + groups.groups.gather(1, lasts)[there]
+        ends = groups.split + groups.groups.gather(1, lasts)[there]
         return torch.zeros_like(rows[0]).index_copy(0, ends, found[there]).unsqueeze(0), None
     before, _ = kernel(module, *prompt, None, **options)
     after, _ = kernel(module, asked, keys, values, attention_mask, **options)
