@@ -20,6 +20,7 @@ from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.stages.curate import _scored
 from posttrain.stages.tasks import _task
+from posttrain.training.rankings import read
 from posttrain.training.tokens import dpo_tokens, reward_tokens, sft_tokens
 from tests.tiny_model import TEMPLATE, make_model, turn
 
@@ -80,12 +81,11 @@ def test_tools_are_the_same_tokens_in_sampling_and_training(base: Path) -> None:
     answer = Judgment(task=task.id, choice="b", strength=Strength.BETTER, annotator="x")
     pair = preference_of(task, answer)
     assert pair is not None
-    for rows in (
-        reward_tokens(tokenizer, [pair], CONTEXT)[0],
-        dpo_tokens(tokenizer, [pair], CONTEXT, True)[0],
-    ):
-        assert rows[0]["chosen_ids"].tolist() == good
-        assert rows[0]["rejected_ids"].tolist() == bad
+    rows = dpo_tokens(tokenizer, [pair], CONTEXT, True)[0]
+    assert rows[0]["chosen_ids"].tolist() == good
+    assert rows[0]["rejected_ids"].tolist() == bad
+    ranking = read(reward_tokens(tokenizer, [pair], CONTEXT)[0][0])
+    assert [ranking.prompt + response for response in ranking.responses] == [good, bad]
     assert as_candidate(task, "a").tools == task_prompt(task).tools == (TOOL,)
 
 

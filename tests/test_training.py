@@ -149,11 +149,6 @@ def test_sft_targets_are_assistant_turns_repeated_as_asked(base: Path) -> None:
     assert tokenizer.decode(targets) == "good<|eot_id|>good<|eot_id|>"
 
 
-def test_a_ranking_of_three_gives_three_pairs(base: Path) -> None:
-    kept, _ = reward_tokens(load_tokenizer(base, TEMPLATE), preferences(1), 128)
-    assert len(kept) == 3
-
-
 def test_sft_raises_the_likelihood_and_publishes_bfloat16(base: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     work = job(tmp_path / "work")

@@ -103,6 +103,18 @@ def context_length(folder: Path) -> int:
     return length
 
 
+def hidden_size(folder: Path) -> int:
+    """Numbers that a layer passes on for each token.
+
+    Raises:
+        BadInput: config.json does not say.
+    """
+    size = _text_config(read_config(folder)).get("hidden_size")
+    if not isinstance(size, int):
+        raise BadInput(f"{folder / 'config.json'}: expected a number as hidden_size")
+    return size
+
+
 def ties_embeddings(folder: Path) -> bool:
     """Whether the output layer is the embedding table; False where config.json does not say."""
     config = read_config(folder)

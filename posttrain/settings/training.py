@@ -39,7 +39,7 @@ class TrainingSettings(Settings):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps if `epochs` has not ended before."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Rows (pairs for the reward model and DPO) an optimizer step."""
+    """Rows (rankings for the reward model, pairs for DPO) an optimizer step."""
     max_length: Annotated[int, Field(ge=8)] = 4096
     """Tokens a row may have; longer rows are dropped and counted, never cut."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -107,6 +107,15 @@ class TrainingSettings(Settings):
 class RewardSettings(TrainingSettings):
     """The reward model, from the pre-trained base, without margin (section 4.1.2)."""
 
+    layout: Literal["auto", "packed", "prefix", "rows"] = "auto"
+    """How a ranking is computed; scores are the same but for rounding. `packed`: prompt and all
+    responses in one row; `prefix`: the prompt once, its keys and values repeated for the
+    responses (not together with `resources.gradient_checkpointing`); `rows`: the prompt again with
+    each response; `auto`: what is fastest for the lengths of the data."""
+    isolate: bool = True
+    """Each response is blind to the others. `false` is the paper's approximation, in `packed`
+    alone: responses see those before them, in an order that changes from epoch to epoch."""
+
     @model_validator(mode="after")
     def _one_head(self) -> Self:
         for name, differences in self.variants.items():
@@ -115,6 +124,15 @@ class RewardSettings(TrainingSettings):
                     f"variants.{name}.seed: reward variants share the seed of their random head; "
                     "vary data_seed or hyperparameters"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _packed_unless_isolated(self) -> Self:
+        if not self.isolate and self.layout not in ("auto", "packed"):
+            raise ValueError(
+                f"isolate: false has all responses in one row; layout must be packed or auto, not "
+                f"{self.layout}"
+            )
         return self
 
 

@@ -50,7 +50,7 @@ def steps_limit(settings: TrainingSettings, num_rows: int) -> int:
 def trainer_arguments(settings: TrainingSettings, job: Job, num_rows: int) -> dict[str, Any]:
     """Keyword arguments that SFTConfig, RewardConfig and DPOConfig share.
 
-    `num_rows` counts the dialogs or pairs of one epoch.
+    `num_rows` counts the dialogs, rankings or pairs of one epoch.
 
     Weights are loaded and kept as float32; at DPO's learning rates most bfloat16 weights would
     never move.

@@ -7,7 +7,6 @@ Knows rendering and lengths. Knows no trainer. Nothing is ever cut: a row fits o
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput, GuardFailed
-from posttrain.models.chat import render_dialog, render_prompt
-from posttrain.rows import Example, Message, Preference
+from posttrain.models.chat import Rendered, render_dialog, render_prompt
+from posttrain.rows import Example, Message, Preference, stable_seed
 from posttrain.training.job import Dropped
 
 IGNORED = -100
@@ -51,28 +50,52 @@ def sft_tokens(
 
 
 def reward_tokens(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Preference], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Preference],
+    max_length: int,
+    isolate: bool = True,
 ) -> Tokens:
-    """`chosen_ids` and `rejected_ids` of all K(K-1)/2 pairs of each ranking (section 4.1.2).
+    """One ranking a row, its prompt once (section 4.1.2).
+
+    `prompt_ids` end with the header of the assistant's turn; `response_ids` are what follows in
+    each response's own dialog, best first, one after the other, of `response_lengths`; `key` is a
+    number that stands for the row's id.
+
+    Args:
+        tokenizer: Renders the dialogs.
+        rows: The rankings.
+        max_length: Tokens that a prompt with one response may have; with all of them where
+            responses are not isolated.
+        isolate: Whether each response is blind to the others.
 
     Raises:
         BadInput: no row is left.
+        GuardFailed: a prompt is no token prefix of its dialog.
     """
     kept: list[TokenRow] = []
     dropped: list[Dropped] = []
     for row in rows:
+        prompt = render_prompt(tokenizer, row.prompt, row.tools)
         best_first = [
-            render_dialog(tokenizer, (*row.prompt, *response), row.tools).input_ids
-            for response in row.ranking()
+            _dialog(tokenizer, row, prompt, response, f"response {place}").input_ids
+            for place, response in enumerate(row.ranking(), start=1)
         ]
+        responses = [ids[len(prompt) :] for ids in best_first]
+        joined = [token for ids in responses for token in ids]
         reason = _unusable(best_first, max_length)
+        if not reason and not isolate and len(prompt) + len(joined) > max_length:
+            reason = f"prompt and responses together are {_too_long(max_length)}"
         if reason:
             dropped.append((row.id, reason))
             continue
-        kept += [
-            {"chosen_ids": better, "rejected_ids": worse}
-            for better, worse in combinations(map(_array, best_first), 2)
-        ]
+        kept.append(
+            {
+                "prompt_ids": _array(prompt),
+                "response_ids": _array(joined),
+                "response_lengths": _array([len(ids) for ids in responses]),
+                "key": _array([stable_seed(row.id)]),
+            }
+        )
     return _some(kept, dropped, len(rows))
 
 
@@ -124,18 +147,29 @@ def _side(
     side: str,
     mask_format_tokens: bool,
 ) -> TokenRow:
-    rendered = render_dialog(tokenizer, (*row.prompt, *response), row.tools)
-    ids = list(rendered.input_ids)
-    if ids[: len(prompt)] != prompt:
-        raise GuardFailed(
-            f"{row.id}: the prompt is no token prefix of its dialog with the {side} response; "
-            "the chat template renders a prompt differently once a response follows"
-        )
+    rendered = _dialog(tokenizer, row, prompt, response, f"the {side} response")
     target = [0] * len(prompt) + list(rendered.target_mask[len(prompt) :])
     marks = zip(target, rendered.format_mask, strict=True)
     dpo = [int(t and not (f and mask_format_tokens)) for t, f in marks]
-    parts = {"ids": ids, "target": target, "dpo": dpo}
+    parts = {"ids": rendered.input_ids, "target": target, "dpo": dpo}
     return {f"{side}_{name}": _array(values) for name, values in parts.items()}
+
+
+def _dialog(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Preference,
+    prompt: list[int],
+    response: tuple[Message, ...],
+    name: str,
+) -> Rendered:
+    """A prompt with one response, which starts with the prompt's own tokens."""
+    rendered = render_dialog(tokenizer, (*row.prompt, *response), row.tools)
+    if list(rendered.input_ids[: len(prompt)]) != prompt:
+        raise GuardFailed(
+            f"{row.id}: the prompt is no token prefix of its dialog with {name}; "
+            "the chat template renders a prompt differently once a response follows"
+        )
+    return rendered
 
 
 def _array(values: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -144,6 +178,8 @@ def _array(values: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 def _unusable(responses: Sequence[tuple[int, ...]], max_length: int) -> str:
     """Why rendered responses cannot be compared, or an empty text."""
+    if len(responses) < 2:
+        return "a ranking of one response"
     if max(map(len, responses)) > max_length:
         return _too_long(max_length)
     if len(set(responses)) < len(responses):
