@@ -49,10 +49,6 @@ def alike_by_edits(row: Preference, limit: float, encode: Encode) -> Alike | Non
     tokens = [encode(dialog_text(response)) for response in row.ranking()]
     found = []
     for rank, (better, worse) in enumerate(pairwise(tokens), 1):
-        shorter, longer = sorted((len(better), len(worse)))
-        # The difference in length alone is a lower bound of the distance.
-        if longer and shorter / longer <= limit:
-            continue
         value = edit_similarity(better, worse)
         if value > limit:
             found.append(Alike("edit", value, (rank, rank + 1)))
