@@ -290,29 +290,45 @@ def test_judgments_go_through_the_same_checks(step: Step) -> None:
 LONG = "the number that is asked for here must surely be " + " and ".join("abcdefghijkl")
 
 
-def test_rows_whose_neighbours_are_nearly_alike_go_with_measure_and_value(step: Step) -> None:
+def test_rows_of_nearly_alike_responses_go_with_measure_and_value(step: Step) -> None:
     near = {"chosen": said(f"{LONG} 1"), "rejected": said(f"{LONG} 2")}
     rows = [
         pair("pair", "1?", **near),
-        pair("edit", "2?", chosen=said(LONG), edited=said(f"{LONG}!"), rejected=said("none")),
         pair("far", "3?"),
         pair("ends", "4?", chosen=None, rejected=None)
         | {"ranked": [said(LONG), said("other"), said(f"{LONG}!")]},
+        pair("both", "5?", **near, edited=said("none")),
     ]
     out, books = step(rows)
     assert books["funnel"][0]["dropped"] == {"responses too similar": 2}
+    assert books["funnel"][0]["changed"] == {}
     dropped = {row["id"]: row for row in table(out, "dropped")}
-    assert {name: row["reason"] for name, row in dropped.items()} == {
-        "pair": "responses too similar",
-        "edit": "responses too similar",
-    }
     tokenizer = load_tokenizer(BASE)
     length = len(tokenizer(f"{LONG} 1", add_special_tokens=False)["input_ids"])
+    assert set(dropped) == {"pair", "both"}
     assert dropped["pair"]["measure"] == "edit"
     assert dropped["pair"]["value"] == pytest.approx(1 - 1 / length)
     assert dropped["pair"]["ranks"] == [1, 2]
-    assert dropped["edit"]["ranks"] == [1, 2]
+    assert dropped["both"]["ranks"] == [2, 3]
     assert dropped["pair"]["row"]["chosen"] == near["chosen"]
+
+
+def test_an_edit_takes_the_place_of_a_chosen_response_it_is_nearly_alike_to(step: Step) -> None:
+    light = {"chosen": said(LONG), "edited": said(f"{LONG}!")}
+    close = [said("first"), said(LONG), said(f"{LONG}!"), said(f"{LONG}?"), said("last")]
+    rows = [
+        pair("edit", "2?", **light, rejected=said("none")),
+        pair("close", "3?", chosen=None, rejected=None) | {"ranked": close},
+    ]
+    out, books = step(rows)
+    assert books["funnel"][0]["changed"] == {"a response too similar to a better one left out": 3}
+    kept = {
+        row["id"]: Preference.model_validate(row).ranking()
+        for split in ("train", "dev", "test")
+        for row in table(out, split)
+    }
+    said_in = {name: [turn.content for (turn,) in ranking] for name, ranking in kept.items()}
+    assert said_in == {"edit": [f"{LONG}!", "none"], "close": ["first", LONG, "last"]}
 
 
 def test_without_a_limit_nothing_is_too_similar(step: Step) -> None:

@@ -137,7 +137,9 @@ def check_endings(samples: list[Sample], max_tokens: int) -> None:
 
 def test_the_ending_tells_how_a_response_ended(engine: Engine) -> None:
     requests = [request(i, n=16, max_tokens=4) for i in range(5)]
-    check_endings([s for samples in engine.generate(requests) for s in samples], 4)
+    samples = [s for samples in engine.generate(requests) for s in samples]
+    assert len(samples) == 5 * 16
+    check_endings(samples, 4)
 
 
 def test_a_stop_text_ends_a_response_and_is_left_out(engine: Engine) -> None:
@@ -219,7 +221,9 @@ def test_a_schema_is_refused_by_name(engine: Engine) -> None:
 
 def test_bfloat16_runs() -> None:
     settings = TransformersEngineSettings(dtype="bfloat16")
-    check_endings(TransformersEngine(BASE, settings).generate([request(0)])[0], 16)
+    samples = TransformersEngine(BASE, settings).generate([request(0)])[0]
+    assert len(samples) == request(0).n
+    check_endings(samples, 16)
 
 
 def test_a_folder_without_a_model_is_bad_input(tmp_path: Path) -> None:

@@ -132,7 +132,9 @@ def check_equal_to_transformers(
 @needs_vllm
 def test_both_engines_agree_on_greedy_and_on_logprobs(vllm: VllmEngine) -> None:
     requests = [request(i, temperature=0.0, logprobs=True) for i in range(5)]
-    check_equal_to_transformers(BASE, requests, vllm.generate(requests))
+    got = vllm.generate(requests)
+    assert [len(samples) for samples in got] == [request(0).n] * 5
+    check_equal_to_transformers(BASE, requests, got)
 
 
 @needs_vllm

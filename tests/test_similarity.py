@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.rows import Preference
-from posttrain.similarity import alike_by_edits, edit_similarity
+from posttrain.similarity import by_edits, edit_similarity, without_alike
 
 TOKENS = st.lists(st.integers(0, 3), max_size=12)
 
@@ -33,7 +33,7 @@ def test_similarity_is_one_only_for_equal_responses(a: list[int], b: list[int]) 
 
 
 @given(st.lists(st.text("ab ", min_size=1).filter(str.strip), min_size=2, unique=True), st.data())
-def test_the_most_similar_neighbours_are_told(texts: list[str], data: st.DataObject) -> None:
+def test_what_stays_is_unlike_and_what_goes_is_alike(texts: list[str], data: st.DataObject) -> None:
     limit = data.draw(st.sampled_from([0.0, 0.3, 0.5, 0.8, 1.0]))
     row = Preference.model_validate(
         {
@@ -42,15 +42,19 @@ def test_the_most_similar_neighbours_are_told(texts: list[str], data: st.DataObj
             "strength": "better",
         }
     )
-    found = alike_by_edits(row, limit, lambda text: list(text.encode()))
-    values = [edit_similarity(a, b) for a, b in pairwise(texts)]
-    if max(values) <= limit:
-        assert found is None
-        return
-    assert found is not None
-    assert (found.measure, found.value) == ("edit", max(values))
-    assert values[found.ranks[0] - 1] == found.value
-    assert found.ranks[1] == found.ranks[0] + 1
+    distinct = without_alike(row, [by_edits(row, limit, lambda text: list(text.encode()))])
+    for one in distinct.alike:
+        better, worse = (texts[rank - 1] for rank in one.ranks)
+        assert one.ranks[0] < one.ranks[1]
+        assert (one.measure, one.value) == ("edit", edit_similarity(better, worse))
+        assert one.value > limit
+    gone = {one.ranks[1] for one in distinct.alike}
+    left = [text for rank, text in enumerate(texts, 1) if rank not in gone]
+    assert all(edit_similarity(a, b) <= limit for a, b in pairwise(left))
+    if distinct.row is None:
+        assert left == texts[:1]
+    else:
+        assert [response[0].content for response in distinct.row.ranking()] == left
 
 
 def test_long_responses_take_no_time() -> None:

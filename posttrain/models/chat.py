@@ -95,9 +95,7 @@ def render_prompt(
     Raises:
         GuardFailed: the text does not start with exactly one beginning-of-text token.
     """
-    ids = _encoded(tokenizer, messages, tools, for_response=True)["input_ids"]
-    _check_one_bos(tokenizer, ids)
-    return ids
+    return _encoded(tokenizer, messages, tools, for_response=True)["input_ids"]
 
 
 def dialog_ids(
@@ -110,9 +108,7 @@ def dialog_ids(
     Raises:
         GuardFailed: the text does not start with exactly one beginning-of-text token.
     """
-    ids = _encoded(tokenizer, messages, tools)["input_ids"]
-    _check_one_bos(tokenizer, ids)
-    return ids
+    return _encoded(tokenizer, messages, tools)["input_ids"]
 
 
 def render_dialog(
@@ -129,7 +125,6 @@ def render_dialog(
     """
     fields = _encoded(tokenizer, messages, tools, with_mask=True)
     ids, targets = fields["input_ids"], fields["assistant_masks"]
-    _check_one_bos(tokenizer, ids)
     if not 0 < sum(targets) < len(targets):
         raise GuardFailed(
             f"the chat template marks {sum(targets)} of {len(targets)} tokens as targets of "
@@ -180,7 +175,11 @@ def _encoded(
     for_response: bool = False,
     with_mask: bool = False,
 ) -> dict[str, list[int]]:
-    """What the template makes of messages; the only call of it."""
+    """What the template makes of messages; the only call of it.
+
+    Raises:
+        GuardFailed: the text does not start with exactly one beginning-of-text token.
+    """
     encoded = tokenizer.apply_chat_template(
         [m.to_json() for m in messages],
         tools=[dict(t) for t in tools or ()] or None,
@@ -189,6 +188,7 @@ def _encoded(
         return_assistant_tokens_mask=with_mask,
     )
     fields = cast(Mapping[str, list[int]], encoded)
+    _check_one_bos(tokenizer, fields["input_ids"])
     return {name: list(values) for name, values in fields.items()}
 
 

@@ -33,7 +33,7 @@ from posttrain.workspace import (
 VERSIONS = {
     "prompts": 1,
     "human": 1,
-    "preferences": 2,
+    "preferences": 3,
     "reward": 2,
     "sft": 2,
     "dpo": 1,

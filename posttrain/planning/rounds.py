@@ -120,61 +120,7 @@ def _round(b: Builder, number: int) -> None:
     _preferences(b, number)
     batches = {f"preferences:{n}": b.steps[f"round-{n}/preferences"] for n in range(1, number + 1)}
     reward = _reward(b, at, batches)
-    by, selection = {"reward": reward}, plan.selection
-    if selection.ensemble != "none":
-        by = {f"member:rm-{name}": b.steps[f"{at}/rm-{name}"] for name in plan.reward.variants}
-    prompts = b.add(
-        f"{at}/prompts",
-        "prompts",
-        PromptsStage(
-            round=number,
-            seed=plan.seed,
-            sources=data.prompts,
-            splits=plan.splits,
-            held_out=False,
-            max_context=_max_context(plan),
-            recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
-        ),
-        files={**b.base, **b.template, **b.data(data.prompts), **b.hooks()},
-    )
-    sample = b.add(
-        f"{at}/sample",
-        "sample",
-        SampleStage(
-            round=number,
-            seed=plan.seed,
-            sampling=plan.sampling,
-            recipes=b.recipes_with("k", "temperature", "max_tokens", "system_prompts"),
-        ),
-        inputs={"prompts": prompts, **policy.get("inputs", {})},
-        choices=policy.get("choices", {}),
-        files={**b.template, **b.hooks()},
-    )
-    history = range(max(1, number - plan.selection.history), number)
-    earlier = {f"select:{n}": b.steps[f"round-{n}/select"] for n in history}
-    score = b.add(
-        f"{at}/score",
-        "score",
-        ScoreStage(
-            ensemble=selection.ensemble != "none",
-            penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
-        ),
-        inputs={"sample": sample, **by, **earlier},
-        files=b.template,
-    )
-    judge = _rules("judge", b) if isinstance(plan.judge, SimulatedJudge) else {}
-    select = b.add(
-        f"{at}/select",
-        "select",
-        SelectStage(
-            round=number,
-            selection=plan.selection,
-            recipes=b.recipes_with("hooks"),
-            judge=plan.judge,
-        ),
-        inputs={"prompts": prompts, "score": score},
-        files={**judge, **b.hooks()},
-    )
+    score, select = _rejection_sampled(b, number, reward, policy)
     curate = _curate(b, number, score, select)
     sft = _members(b, at, "sft", plan.sft, {"examples": curate}, b.base)
     last = sft
@@ -192,6 +138,70 @@ def _round(b: Builder, number: int) -> None:
     )
     if number < len(plan.rounds) and not plan.rounds[number].preferences:
         _tasks(b, number, data.tasks, last, policy)
+
+
+def _rejection_sampled(
+    b: Builder, number: int, reward: Step, policy: Mapping[str, Any]
+) -> tuple[Step, Step]:
+    """The steps that score a round's responses and choose among them (section 4.2.2)."""
+    plan, at = b.plan, f"round-{number}"
+    sources, selection = plan.rounds[number - 1].prompts, plan.selection
+    by = {"reward": reward}
+    if selection.ensemble != "none":
+        by = {f"member:rm-{name}": b.steps[f"{at}/rm-{name}"] for name in plan.reward.variants}
+    prompts = b.add(
+        f"{at}/prompts",
+        "prompts",
+        PromptsStage(
+            round=number,
+            seed=plan.seed,
+            sources=sources,
+            splits=plan.splits,
+            held_out=False,
+            max_context=_max_context(plan),
+            recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
+        ),
+        files={**b.base, **b.template, **b.data(sources), **b.hooks()},
+    )
+    sample = b.add(
+        f"{at}/sample",
+        "sample",
+        SampleStage(
+            round=number,
+            seed=plan.seed,
+            sampling=plan.sampling,
+            recipes=b.recipes_with("k", "temperature", "max_tokens", "system_prompts"),
+        ),
+        inputs={"prompts": prompts, **policy.get("inputs", {})},
+        choices=policy.get("choices", {}),
+        files={**b.template, **b.hooks()},
+    )
+    history = range(max(1, number - selection.history), number)
+    earlier = {f"select:{n}": b.steps[f"round-{n}/select"] for n in history}
+    score = b.add(
+        f"{at}/score",
+        "score",
+        ScoreStage(
+            ensemble=selection.ensemble != "none",
+            penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
+        ),
+        inputs={"sample": sample, **by, **earlier},
+        files=b.template,
+    )
+    judge = _rules("judge", b) if isinstance(plan.judge, SimulatedJudge) else {}
+    select = b.add(
+        f"{at}/select",
+        "select",
+        SelectStage(
+            round=number,
+            selection=selection,
+            recipes=b.recipes_with("hooks"),
+            judge=plan.judge,
+        ),
+        inputs={"prompts": prompts, "score": score},
+        files={**judge, **b.hooks()},
+    )
+    return score, select
 
 
 def _preferences(b: Builder, number: int) -> None:

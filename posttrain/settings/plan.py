@@ -155,7 +155,10 @@ class Sampling(Settings):
 
 
 class Similarity(Settings):
-    """How alike two neighbours of a ranking may be; more, and the preference is dropped."""
+    """How alike two neighbours of a ranking may be; more, and the worse of them is left out.
+
+    A preference of which nothing is left to compare is dropped.
+    """
 
     max_edit: Share | None = 0.95
     """Of the edit similarity, 1 − Levenshtein distance / length of the longer response, in tokens

@@ -2,9 +2,11 @@
 
 Ties and skips stay in `judgments.jsonl` and become no preference. A judged dialog becomes one
 preference a turn (section 4.2.1). The first message of a dialog decides whether it belongs to
-`train`, `dev` or `test`; preferences whose responses are nearly alike are dropped and counted.
+`train`, `dev` or `test`; responses that are nearly alike to a better one are left out, and a
+preference of which nothing else is left is dropped; both are counted.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
 from posttrain.settings.plan import FileAnnotator, SimulatedAnnotator
 from posttrain.settings.stages import PreferencesStage
-from posttrain.similarity import Alike, Encode, alike_by_cosine, alike_by_edits
+from posttrain.similarity import Distinct, Encode, Measure, by_cosine, by_edits, without_alike
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import complaint, load_rows, read_table
 from posttrain.workspace import load_functions
@@ -38,6 +40,9 @@ class _Stated(NamedTuple):
 UNCHANGED = "edited equals chosen"
 """Why an edit is left out of its preference."""
 TOO_SIMILAR = "responses too similar"
+"""Why a preference is dropped of whose ranking nothing is left to compare."""
+LEFT_OUT = "a response too similar to a better one left out"
+"""What happened to a preference of whose ranking enough is left."""
 
 
 def run(inputs: Inputs, settings: PreferencesStage, out: Output) -> None:
@@ -54,12 +59,12 @@ def run(inputs: Inputs, settings: PreferencesStage, out: Output) -> None:
     heldout = index_heldout(held_out_prompts(inputs["heldout"]), settings.decontaminate.ngram)
     by_split: dict[Split, list[Preference]] = {"train": [], "dev": [], "test": []}
     known: set[str] = set()
-    too_alike = _alike(found, inputs, settings, encode, out)
-    for row, alike in zip(found, too_alike, strict=True):
+    changes = Counter({UNCHANGED: sum(one.unchanged for one in stated)})
+    for row, distinct in zip(found, _distinct(found, inputs, settings, encode, out), strict=True):
         split = split_of(row.prompt, settings.splits.dev, settings.splits.test)
         reason, details = _reason_to_drop(row, known, settings), {}
-        if not reason and alike is not None:
-            reason, details = TOO_SIMILAR, alike._asdict()
+        if not reason and distinct.row is None:
+            reason, details = TOO_SIMILAR, distinct.alike[-1]._asdict()
         if not reason and split == "train":
             hit = held_out_in(row.prompt, heldout, settings.decontaminate)
             reason = f"{hit.reason}: {hit.heldout}" if hit is not None else None
@@ -67,13 +72,14 @@ def run(inputs: Inputs, settings: PreferencesStage, out: Output) -> None:
             out.drop(row.id, reason, **details, row=row.to_json())
             continue
         known.add(row.id)
+        changes[LEFT_OUT] += len(distinct.alike)
+        row = distinct.row or row
         row = row if row.batch else row.model_copy(update={"batch": f"round-{settings.round}"})
         by_split[split].append(row)
     for name, rows in by_split.items():
         out.write(name, rows)
-    rows_in, unchanged = sum(one.rows_in for one in stated), sum(one.unchanged for one in stated)
-    changed = {UNCHANGED: unchanged} if unchanged else {}
-    out.part("preferences", rows_in, sum(map(len, by_split.values())), changed)
+    rows_in = sum(one.rows_in for one in stated)
+    out.part("preferences", rows_in, sum(map(len, by_split.values())), +changes)
 
 
 def _of_files(inputs: Inputs, forbidden: Iterable[str], out: Output) -> _Stated:
@@ -122,25 +128,27 @@ def _reason_to_drop(row: Preference, known: set[str], settings: PreferencesStage
     return None
 
 
-def _alike(
+def _distinct(
     rows: Sequence[Preference],
     inputs: Inputs,
     settings: PreferencesStage,
     encode: Encode,
     out: Output,
-) -> list[Alike | None]:
-    """For each row the two responses that are more alike than the plan allows, if there are any."""
+) -> list[Distinct]:
+    """Each row without responses that are more alike than the plan allows."""
     limits = settings.similarity
-    alike: list[Alike | None] = [None] * len(rows)
+    measures: list[list[Measure]] = [[] for _ in rows]
     if limits.max_edit is not None:
-        alike = [alike_by_edits(row, limits.max_edit, encode) for row in rows]
+        for row, own in zip(rows, measures, strict=True):
+            own.append(by_edits(row, limits.max_edit, encode))
     if limits.max_cosine is not None and settings.embedder is not None:
         folder = embedder_folder(settings.embedder, inputs.workspace.root)
         embed = Embedder(folder, inputs.machine.parent / CACHE).embed
-        cosines = alike_by_cosine(rows, limits.max_cosine, embed)
-        alike = [one or other for one, other in zip(alike, cosines.alike, strict=True)]
+        cosines = by_cosine(rows, limits.max_cosine, embed)
+        for measure, own in zip(cosines.measures, measures, strict=True):
+            own += [measure] if measure is not None else []
         out.metrics(rankings_unread_by_embedder=cosines.num_unread)
-    return alike
+    return [without_alike(row, own) for row, own in zip(rows, measures, strict=True)]
 
 
 def _answers(

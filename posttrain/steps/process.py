@@ -98,13 +98,12 @@ class WorkerPool:
         Raises:
             PosttrainError: what the step raised; its worker is ended.
         """
-        worker = self._take(job)
+        worker, whole = self._take(job), False
         try:
             worker.run(job, on_progress)
-        except BaseException:
-            self._give_back(worker, keep=False)
-            raise
-        self._give_back(worker, keep=self._shared)
+            whole = True
+        finally:
+            self._give_back(worker, keep=whole and self._shared)
 
     def close(self) -> None:
         """End every worker, also those at work."""
