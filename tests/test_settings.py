@@ -106,6 +106,12 @@ def test_an_ensemble_has_two_members_and_more() -> None:
     assert told == ("rounds/my.yaml: selection.ensemble: 'mean' needs at least two reward.variants")
 
 
+def test_a_layout_that_keeps_keys_is_not_combined_with_checkpointing() -> None:
+    for layout in ("reward.layout=prefix", "reward.variants={a: {layout: prefix}, b: {}}"):
+        told = complaint(layout, "resources.gradient_checkpointing=true")
+        assert told.startswith("rounds/my.yaml: reward.layout: prefix keeps the prompt's keys")
+
+
 def test_every_wrong_key_has_its_line() -> None:
     told = complaint("dpo.betta=0.2", "seed=x", "keep.polcy=3").splitlines()
     assert len(told) == 3

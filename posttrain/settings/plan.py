@@ -17,7 +17,12 @@ from posttrain.settings.engines import (
     SandboxLimits,
     TransformersEngineSettings,
 )
-from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
+from posttrain.settings.training import (
+    PREFIX_KEEPS_KEYS,
+    DpoSettings,
+    RewardSettings,
+    SftSettings,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -312,13 +317,17 @@ class Plan(Settings):
     resources: Resources = Resources()
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _mix_is_whole(self) -> Self:
         total = sum(self.mix.values())
         if abs(total - 1) > 0.005:
             raise ValueError(f"mix: shares sum to {total:.4f}, expected 1")
         strangers = sorted(set(self.recipes) - set(self.mix))
         if strangers:
             raise ValueError(f"recipes.{strangers[0]}: not in mix, which has {sorted(self.mix)}")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_suffice(self) -> Self:
         last = "dpo" if self.dpo.enabled else "sft"
         num_members = len(self.dpo.variants if self.dpo.enabled else self.sft.variants)
         if "variants" in self.tasks.models and num_members < 2:
@@ -328,6 +337,17 @@ class Plan(Settings):
                 f"selection.ensemble: {self.selection.ensemble!r} needs at least two "
                 "reward.variants"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layout_can_be_computed(self) -> Self:
+        layouts = {self.reward.variant(name).layout for name in self.reward.variants}
+        if "prefix" in layouts and self.resources.gradient_checkpointing:
+            raise ValueError(PREFIX_KEEPS_KEYS)
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_come_from_somewhere(self) -> Self:
         data: list[tuple[str, Bootstrap | RoundData]] = [("bootstrap", self.bootstrap)]
         data += [(f"rounds.{i}", one) for i, one in enumerate(self.rounds)]
         for (name, before), this in zip(data, self.rounds, strict=False):

@@ -104,6 +104,13 @@ class TrainingSettings(Settings):
         return self
 
 
+PREFIX_KEEPS_KEYS = (
+    "reward.layout: prefix keeps the prompt's keys and values, which "
+    "resources.gradient_checkpointing computes anew; switch it off, or take layout: packed"
+)
+"""Why a layout cannot be combined with gradient checkpointing."""
+
+
 class RewardSettings(TrainingSettings):
     """The reward model, from the pre-trained base, without margin (section 4.1.2)."""
 

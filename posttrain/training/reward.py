@@ -30,7 +30,7 @@ from posttrain.errors import BadInput, GuardFailed
 from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import context_length, hidden_size, read_tensors
 from posttrain.rows import Preference
-from posttrain.settings.training import RewardSettings
+from posttrain.settings.training import PREFIX_KEEPS_KEYS, RewardSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
@@ -187,10 +187,7 @@ def _layout(
     rankings_per_pass: int,
 ) -> Layout:
     if settings.layout == "prefix" and job.resources.gradient_checkpointing:
-        raise BadInput(
-            "reward.layout: prefix keeps the prompt's keys and values, which "
-            "resources.gradient_checkpointing computes anew; switch it off, or take layout: packed"
-        )
+        raise BadInput(PREFIX_KEEPS_KEYS)
     if settings.layout != "auto":
         return settings.layout
     if not settings.isolate:
