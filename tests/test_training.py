@@ -40,12 +40,21 @@ from tests.tiny_model import (
 
 COMMON = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 128, "warmup_share": 0.1}
 Train = Callable[[Path, Path, Job], TrainingReport]
+
+
+def reward(layout: str) -> RewardSettings:
+    return RewardSettings.model_validate({**COMMON, "epochs": 2, "layout": layout})
+
+
 TRAININGS: dict[str, Train] = {
     "sft": lambda base, out, job: train_sft(
         base, examples(42), out, SftSettings.model_validate({**COMMON, "epochs": 2}), job
     ),
-    "reward": lambda base, out, job: train_reward(
-        base, preferences(30), out, RewardSettings.model_validate({**COMMON, "epochs": 2}), job
+    "reward-rows": lambda base, out, job: train_reward(
+        base, preferences(30), out, reward("rows"), job
+    ),
+    "reward-packed": lambda base, out, job: train_reward(
+        base, preferences(30), out, reward("packed"), job
     ),
     "dpo": lambda base, out, job: train_dpo(
         base, preferences(42), out, DpoSettings.model_validate({**COMMON, "epochs": 2}), job
@@ -173,7 +182,7 @@ def test_reward_model_learns_an_easy_preference(base: Path, tmp_path: Path) -> N
     assert report.metrics["accuracy"] > 0.9
 
 
-@pytest.mark.parametrize("kind", TRAININGS)
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
 def test_lora_is_merged_into_a_whole_model(kind: str, base: Path, tmp_path: Path) -> None:
     adapters = {"lora": Lora(rank=2).model_dump(), "epochs": 3, "warmup_share": 0.0}
     out, work = tmp_path / "out", job(tmp_path / "work")
@@ -182,8 +191,9 @@ def test_lora_is_merged_into_a_whole_model(kind: str, base: Path, tmp_path: Path
     elif kind == "dpo":
         train_dpo(base, preferences(8), out, dpo(**adapters), work)
     else:
-        reward = RewardSettings.model_validate({**COMMON, **adapters})
-        train_reward(base, preferences(8), out, reward, work)
+        train_reward(
+            base, preferences(8), out, RewardSettings.model_validate({**COMMON, **adapters}), work
+        )
     check_model_folder(out)
     before, after = (load_file(f / "model.safetensors") for f in (base, out))
     assert set(before) ^ set(after) == ({"score.weight"} if kind == "reward" else set())
@@ -292,7 +302,8 @@ def test_an_interrupted_lora_training_continues(kind: str, base: Path, tmp_path:
             return train_sft(base, examples(40), tmp_path / out, sft(**adapters), job)
         if kind == "dpo":
             return train_dpo(base, preferences(30), tmp_path / out, dpo(**adapters), job)
-        settings = RewardSettings.model_validate(adapters)
+        layout = kind.removeprefix("reward-")
+        settings = RewardSettings.model_validate({**adapters, "layout": layout})
         return train_reward(base, preferences(30), tmp_path / out, settings, job)
 
     def interrupt(done: int, total: int) -> None:
@@ -333,11 +344,11 @@ def test_a_changed_training_does_not_continue_an_old_one(base: Path, tmp_path: P
 
 def test_what_ran_before_in_the_process_does_not_matter(base: Path, tmp_path: Path) -> None:
     random_state, threads = torch.get_rng_state(), torch.get_num_threads()
-    TRAININGS["reward"](base, tmp_path / "one", job(tmp_path / "w1"))
+    TRAININGS["reward-rows"](base, tmp_path / "one", job(tmp_path / "w1"))
     assert torch.equal(random_state, torch.get_rng_state())
     assert torch.get_num_threads() == threads
     torch.manual_seed(99)
-    TRAININGS["reward"](base, tmp_path / "two", job(tmp_path / "w2"))
+    TRAININGS["reward-rows"](base, tmp_path / "two", job(tmp_path / "w2"))
     one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
