@@ -11,11 +11,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from posttrain.steps.manifest import versions
+from posttrain.steps.manifest import git_commit, versions
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the versions that a figure depends on."""
+    """The machine, the versions and the commit that a figure depends on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -25,6 +25,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "system": platform.system(),
         "versions": versions(),
+        "commit": (git_commit(Path(__file__).parent) or "unknown")[:7],
     }
 
 

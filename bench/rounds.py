@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from posttrain.tables import json_lines, load_rows, read_json
 from posttrain.workspace import Workspace, load_functions, load_recipe_settings
 
 ROOT = Path(__file__).parent.parent
+LEVEL = "pass_rate_level_"
 
 
 def main() -> None:
@@ -68,7 +69,8 @@ def main() -> None:
             text=True,
         ).stdout
         found = Run.open(Workspace(workspace), "tiny", [f"seed={options.seed}"], name)
-        asked = _asked(found, json.loads(told))
+        rounds = [_row(row, found.plan.mix) for row in json.loads(told)]
+        asked = _asked(found, rounds)
     write_result(
         ROOT / "bench" / "results" / f"rounds-seed-{options.seed}.json",
         {
@@ -79,14 +81,13 @@ def main() -> None:
             "peak_resident_mib_all_processes": None if finished_before else peak[0] // 2**20,
             "median_seconds_of_5": at_once,
             "asked": asked,
-            "rounds": [_row(row) for row in json.loads(told)],
+            "rounds": rounds,
         },
     )
 
 
-def _asked(run: Run, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def _asked(run: Run, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures that the tiny world is held to, by name."""
-    rows = [_row(row) for row in rounds]
     base, second, last = rows[0], rows[3], rows[-1]
     result: dict[str, Any] = {}
     for mode in ("sampled", "greedy"):
@@ -189,8 +190,11 @@ def _watch(process: "subprocess.Popen[bytes]", peak: list[int]) -> None:
         time.sleep(0.2)
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    rates = row["rates"]
+def _row(row: dict[str, Any], mix: Mapping[str, float]) -> dict[str, Any]:
+    """What a model passes; by level: sampled, weighted by the mix."""
+    rates, test = row["rates"], row["rates"]["test"]
+    measures = test["sampled"]["measures"]
+    levels = sorted({key for one in measures.values() for key in one if key.startswith(LEVEL)})
     return {
         "name": row["name"],
         "seconds": row["seconds"],
@@ -200,7 +204,31 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
             for split in ("dev", "test")
             for mode in ("sampled", "greedy")
         },
+        "test by capability": {
+            name: {mode: round(test[mode][name]["value"], 4) for mode in ("sampled", "greedy")}
+            for name in mix
+        },
+        "test by level": {
+            key.removeprefix(LEVEL): round(_weighted(measures, key, mix), 4) for key in levels
+        },
+        # A system prompt may ask for it there.
+        "filler outside steerability": round(
+            _weighted(
+                {name: one for name, one in measures.items() if name != "steerability"},
+                "filler_share",
+                mix,
+            ),
+            4,
+        ),
     }
+
+
+def _weighted(
+    measures: Mapping[str, Mapping[str, float]], key: str, mix: Mapping[str, float]
+) -> float:
+    """The mean over capabilities that have a measure, weighted by their shares."""
+    shares = {name: mix[name] for name, one in measures.items() if key in one}
+    return sum(share * measures[name][key] for name, share in shares.items()) / sum(shares.values())
 
 
 if __name__ == "__main__":
