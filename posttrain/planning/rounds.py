@@ -184,6 +184,7 @@ def _rejection_sampled(
         ScoreStage(
             ensemble=selection.ensemble != "none",
             penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
+            scoring=plan.scoring,
         ),
         inputs={"sample": sample, **by, **earlier},
         files=b.template,
@@ -249,7 +250,7 @@ def _reward(b: Builder, at: str, batches: Mapping[str, Step]) -> Step:
     b.add(
         f"{at}/measure-rm",
         "measure_reward",
-        MeasureRewardStage(min_strength=plan.min_strength),
+        MeasureRewardStage(min_strength=plan.min_strength, scoring=plan.scoring),
         inputs={
             "reward": reward,
             **{f"member:rm-{name}": step for name, step in members.items()},

@@ -16,6 +16,7 @@ from posttrain.settings.engines import (
     EngineSettings,
     SandboxLimits,
     TransformersEngineSettings,
+    VllmEngineSettings,
 )
 from posttrain.settings.training import (
     PREFIX_KEEPS_KEYS,
@@ -157,6 +158,14 @@ class Sampling(Settings):
     shard_size: Annotated[int, Field(ge=1)] = 64
     """Prompts that are committed to disk together."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Scoring(Settings):
+    """How the reward model scores responses and held-out pairs."""
+
+    vllm: VllmEngineSettings | None = None
+    """Score with vLLM, e.g. `{type: vllm, dtype: float32}`; None scores with transformers, in
+    float32 in the step's own process. Scores are the same but for rounding."""
 
 
 class Similarity(Settings):
@@ -307,6 +316,7 @@ class Plan(Settings):
     similarity: Similarity = Similarity()
     reward: RewardSettings = RewardSettings()
     sampling: Sampling = Sampling()
+    scoring: Scoring = Scoring()
     selection: Selection = Selection()
     sft: SftSettings = SftSettings()
     dpo: DpoSettings = DpoSettings()
