@@ -66,6 +66,15 @@ class Engine(Protocol):
         Raises:
             BadInput: a request asks for something this engine cannot do, or its prompt leaves
                 no room for max_tokens in the model's context.
+            StepFailed: the engine died or ran out of memory; after `restart` it may do less.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Start afresh with the same model after a failure.
+
+        Raises:
+            StepFailed: that did not help.
         """
         ...
 

@@ -9,7 +9,8 @@ JSON schema; `posttrain.sampling.vllm_engine` can.
 Shapes: P prompts, R rows (samples), T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, StepFailed
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
 from posttrain.models.devices import Device, pick_device
@@ -32,6 +33,8 @@ from posttrain.sampling.prompts import (
     response_text,
 )
 from posttrain.settings.engines import TransformersEngineSettings
+
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass
@@ -81,6 +84,7 @@ class TransformersEngine:
         Raises:
             BadInput: a request has a JSON schema, or too long a prompt, or choices that max_tokens
                 would cut.
+            StepFailed: a batch does not fit the device's memory.
         """
         for request in requests:
             if request.json_schema is not None:
@@ -95,11 +99,16 @@ class TransformersEngine:
             rows += [_Row(request, prompt, request.seed + i, allowed) for i in range(request.n)]
         # Sorting is stable, so the samples of a request stay together and share its prefill.
         ordered = sorted(rows, key=lambda row: (len(row.prompt), row.request.max_tokens))
-        with torch.inference_mode():
+        with torch.inference_mode(), _out_of_memory_told():
             for start in range(0, len(ordered), self._batch_size):
                 self._decode(ordered[start : start + self._batch_size])
         samples = iter([self._sample(row) for row in rows])
         return [[next(samples) for _ in range(request.n)] for request in requests]
+
+    def restart(self) -> None:
+        """Hand back what a batch that did not fit has left."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Forget the weights and hand their memory back."""
@@ -205,6 +214,20 @@ class TransformersEngine:
             finish_reason=row.finish_reason,
             logprobs=tuple(row.logprobs) if row.request.logprobs else None,
         )
+
+
+@contextmanager
+def _out_of_memory_told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # On a processor torch raises a plain RuntimeError, told by its text alone.
+        if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+            raise
+        raise StepFailed(
+            "a batch does not fit the device's memory; lower sampling.engine.batch_size or "
+            "sampling.shard_size"
+        ) from error
 
 
 def _load(

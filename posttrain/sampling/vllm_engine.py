@@ -50,6 +50,7 @@ class VllmEngine:
         self._settings = settings
         longest = context_length(model_folder)
         self._context = min(settings.max_model_len or longest, longest)
+        self._model_folder = model_folder
         self._workers = VllmWorkers(settings, _options(model_folder, settings))
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
@@ -90,10 +91,21 @@ class VllmEngine:
         if self._workers.reloads:
             message = {"do": "reload", "model": str(model_folder.resolve())}
             self._workers.ask([message] * len(self._workers), self._settings.start_seconds)
+            self._model_folder = model_folder
         else:
-            self.close()
-            self._workers = VllmWorkers(self._settings, _options(model_folder, self._settings))
+            self._model_folder = model_folder
+            self.restart()
         self._tokenizer = tokenizer
+
+    def restart(self) -> None:
+        """End the workers and start new ones with the same model.
+
+        Raises:
+            StepFailed: vLLM could not load the model; with the end of its log.
+        """
+        self.close()
+        options = _options(self._model_folder, self._settings)
+        self._workers = VllmWorkers(self._settings, options)
 
     def close(self) -> None:
         """End every process of the engine."""
