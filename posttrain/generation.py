@@ -6,6 +6,7 @@ naming the field, before it generates anything.
     Request(id="p1", messages=({"role": "user", "content": "2+2"},), n=4, seed=7)
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,6 +68,15 @@ class Engine(Protocol):
             BadInput: a request asks for something this engine cannot do, or its prompt leaves
                 no room for max_tokens in the model's context.
             StepFailed: the engine died or ran out of memory; after `restart` it may do less.
+        """
+        ...
+
+    def reload(self, model_folder: Path) -> None:
+        """Hold another model in place of this one.
+
+        Raises:
+            BadInput: the folder does not fit what was opened; open a new engine for it.
+            StepFailed: the model could not be loaded.
         """
         ...
 

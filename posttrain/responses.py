@@ -2,10 +2,12 @@
 
 Knows steering system prompts and the ids of responses. Knows no engine.
 
-    requests = steered_requests(prompts, recipes, workspace, seed=0, round_number=2, top_p=1.0)
+    requests = steered_requests(prompts, recipes, workspace, Draw(seed=0, round=2))
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import jinja2
 from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.rows import Candidate, Message, Prompt, stable_seed
-from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.plan import Adaptive
+from posttrain.settings.recipe import RecipeSettings, Temperature, TemperatureRange
 from posttrain.workspace import Workspace, find_recipe
 
 
@@ -36,6 +39,8 @@ class Draw:
     seed: int
     round: int
     top_p: float = 1.0
+    logprobs: bool = False
+    """Whether to keep the log-probability of each sampled token."""
 
 
 def steered_requests(
@@ -43,39 +48,90 @@ def steered_requests(
     recipes: Mapping[str, RecipeSettings],
     workspace: Workspace,
     draw: Draw,
+    part: range | None = None,
 ) -> list[Asked]:
     """K samples for each prompt, shared out over the recipe's steering prompts.
 
-    A recipe with K = 0 takes no part in rejection sampling (section 4.3.5).
+    A recipe with K = 0 takes no part in rejection sampling (section 4.3.5). `part` asks for some
+    of the K alone, as `shared_out` says.
 
     Raises:
         BadInput: a steering template is missing or does not render.
     """
     systems = {name: steering_prompts(workspace, one) for name, one in recipes.items()}
-    asked = []
+    asked: list[Asked] = []
     for prompt in prompts:
         recipe = recipes[prompt.capability]
-        steering: Sequence[tuple[str | None, str | None]] = systems[prompt.capability]
-        steering = steering or [(None, None)]
-        index = 0
-        for place, (system_id, text) in enumerate(steering):
-            n = recipe.k // len(steering) + (place < recipe.k % len(steering))
-            if n == 0:
-                continue
-            messages = prompt.prompt if text is None else steered(prompt.prompt, text)
-            request = Request(
-                id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
-                messages=messages,
-                n=n,
-                seed=stable_seed(draw.seed, draw.round, prompt.id, system_id),
-                temperature=recipe.temperature,
-                top_p=draw.top_p,
-                max_tokens=recipe.max_tokens,
-                tools=prompt.tools or (),
-            )
-            asked.append(Asked(request, prompt, system_id, index))
-            index += n
+        steering = systems[prompt.capability]
+        temperature = temperature_of(prompt, recipe.temperature, draw)
+        asked += shared_out(prompt, recipe.k, steering, draw, temperature, recipe.max_tokens, part)
     return asked
+
+
+def temperature_of(prompt: Prompt, temperature: Temperature, draw: Draw) -> float:
+    """The temperature of a prompt's responses; one of a range is drawn from the prompt's id."""
+    if not isinstance(temperature, TemperatureRange):
+        return temperature
+    generator = random.Random(stable_seed(draw.seed, draw.round, prompt.id, "temperature"))
+    return generator.uniform(temperature.low, temperature.high)
+
+
+def shared_out(
+    prompt: Prompt,
+    k: int,
+    systems: Sequence[tuple[str, str]],
+    draw: Draw,
+    temperature: float,
+    max_tokens: int,
+    part: range | None = None,
+) -> Iterator[Asked]:
+    """The requests for K samples of one prompt, shared out evenly over steering prompts.
+
+    Ids and seeds of samples do not depend on the parts in which they are asked for.
+
+    Args:
+        prompt: what is asked.
+        k: samples of the prompt in all.
+        systems: name and text of each steering prompt; none asks the prompt as it is.
+        draw: how responses are drawn.
+        temperature: 0 is greedy decoding.
+        max_tokens: the longest response.
+        part: which of the K to ask for, counted in the order in which steering prompts take turns;
+            None asks for all.
+    """
+    steering: Sequence[tuple[str | None, str | None]] = systems or [(None, None)]
+    wanted = range(k) if part is None else range(part.start, min(part.stop, k))
+    index = 0
+    for place, (system_id, text) in enumerate(steering):
+        # This steering prompt's turns are place, place + len(steering) …
+        before, upto, every = (
+            len(range(place, end, len(steering))) for end in (wanted.start, wanted.stop, k)
+        )
+        first, n = index + before, upto - before
+        index += every
+        if n <= 0:
+            continue
+        request = Request(
+            id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
+            messages=prompt.prompt if text is None else steered(prompt.prompt, text),
+            n=n,
+            seed=stable_seed(draw.seed, draw.round, prompt.id, system_id) + before,
+            temperature=temperature,
+            top_p=draw.top_p,
+            max_tokens=max_tokens,
+            logprobs=draw.logprobs,
+            tools=prompt.tools or (),
+        )
+        yield Asked(request, prompt, system_id, first)
+
+
+def waves(adaptive: Adaptive, k: int) -> Iterator[range]:
+    """Which of K samples are asked for together: the first few, then the rest in growing steps."""
+    done = 0
+    while done < k:
+        upto = adaptive.first if not done else math.ceil(done * adaptive.growth)
+        yield range(done, min(upto, k))
+        done = upto
 
 
 def plain_requests(
@@ -97,6 +153,7 @@ def plain_requests(
                 temperature=temperature,
                 top_p=draw.top_p,
                 max_tokens=recipes[prompt.capability].max_tokens,
+                logprobs=draw.logprobs,
                 tools=prompt.tools or (),
             ),
             prompt,
@@ -108,7 +165,10 @@ def plain_requests(
 
 
 def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[Candidate]:
-    """The rows of one request's samples; sample i was drawn with seed + i."""
+    """The rows of one request's samples; sample i was drawn with seed + i.
+
+    Where log-probabilities were asked for, a row has them as the column `logprobs`.
+    """
     return [
         Candidate(
             id=f"{asked.prompt.id}/{asked.first_index + i}",
@@ -125,6 +185,7 @@ def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[C
             system_id=asked.system_id,
             model=model,
             capability=asked.prompt.capability,
+            **({} if sample.logprobs is None else {"logprobs": sample.logprobs}),
         )
         for i, sample in enumerate(samples)
     ]

@@ -247,6 +247,9 @@ class CrashingEngine:
         self.left -= 1
         return self.engine.generate(requests)
 
+    def reload(self, model_folder: Path) -> None:
+        raise AssertionError(model_folder)
+
     def restart(self) -> None:
         raise StepFailed("it stays dead")
 
@@ -266,6 +269,9 @@ class SmallEngine:
             self.dead = True
             raise StepFailed("out of memory")
         return self.engine.generate(requests)
+
+    def reload(self, model_folder: Path) -> None:
+        raise AssertionError(model_folder)
 
     def restart(self) -> None:
         self.dead, self.restarts = False, self.restarts + 1

@@ -84,7 +84,9 @@ def _bootstrap(b: Builder) -> None:
         files={**b.base, **b.template},
     )
     measured = b.measure("round-0/measure", {"inputs": {"model": policy}})
-    gate = GateStage(round=0, gate=plan.gate, candidate=policy.address)
+    gate = GateStage(
+        round=0, gate=plan.gate, candidate=policy.address, capabilities=tuple(plan.mix)
+    )
     b.add("round-0/gate", "gate", gate, inputs={"measure": measured, "candidate": policy})
     if plan.bootstrap.tasks and not plan.rounds[0].preferences:
         _tasks(b, 0, plan.bootstrap.tasks, policy, {})
@@ -133,7 +135,12 @@ def _round(b: Builder, number: int) -> None:
     b.add(
         f"{at}/gate",
         "gate",
-        GateStage(round=number, gate=plan.gate, candidate=last.address),
+        GateStage(
+            round=number,
+            gate=plan.gate,
+            candidate=last.address,
+            capabilities=tuple(plan.mix),
+        ),
         inputs={"measure": measured, "candidate": last, "before": before},
     )
     if number < len(plan.rounds) and not plan.rounds[number].preferences:
@@ -163,19 +170,7 @@ def _rejection_sampled(
         ),
         files={**b.base, **b.template, **b.data(sources), **b.hooks()},
     )
-    sample = b.add(
-        f"{at}/sample",
-        "sample",
-        SampleStage(
-            round=number,
-            seed=plan.seed,
-            sampling=plan.sampling,
-            recipes=b.recipes_with("k", "temperature", "max_tokens", "system_prompts"),
-        ),
-        inputs={"prompts": prompts, **policy.get("inputs", {})},
-        choices=policy.get("choices", {}),
-        files={**b.template, **b.hooks()},
-    )
+    sample = _sample(b, number, prompts, reward, policy)
     history = range(max(1, number - selection.history), number)
     earlier = {f"select:{n}": b.steps[f"round-{n}/select"] for n in history}
     score = b.add(
@@ -196,13 +191,59 @@ def _rejection_sampled(
         SelectStage(
             round=number,
             selection=selection,
-            recipes=b.recipes_with("hooks"),
+            recipes=b.recipes_with("hooks", "answer_in", "languages", "train_on_steering"),
             judge=plan.judge,
         ),
         inputs={"prompts": prompts, "score": score},
         files={**judge, **b.hooks()},
     )
     return score, select
+
+
+def _sample(
+    b: Builder, number: int, prompts: Step, reward: Step, policy: Mapping[str, Any]
+) -> Step:
+    """The step that samples; what a response must pass is its affair only where K is adaptive."""
+    plan = b.plan
+    adaptive = plan.sampling.adaptive
+    keys = ["k", "temperature", "max_tokens", "system_prompts"]
+    if adaptive is not None:
+        keys += ["hooks", "answer_in", "languages"]
+    scores = adaptive is not None and adaptive.target is not None
+    return b.add(
+        f"round-{number}/sample",
+        "sample",
+        SampleStage(
+            round=number,
+            seed=plan.seed,
+            sampling=plan.sampling,
+            recipes=b.recipes_in_round(number, *keys),
+            selection=None if adaptive is None else plan.selection,
+        ),
+        inputs={
+            "prompts": prompts,
+            **policy.get("inputs", {}),
+            **({"reward": reward} if scores else {}),
+        },
+        choices={**policy.get("choices", {}), **_best_policies(b, number)},
+        files={
+            **b.template,
+            **(b.steering() if adaptive is None else b.hooks()),
+            **b.experts(),
+        },
+    )
+
+
+def _best_policies(b: Builder, number: int) -> dict[str, Choice]:
+    """The models that recipes sample from which ask for the best one so far."""
+    if number == 1:
+        return {}
+    gate = b.steps[f"round-{number - 1}/gate"]
+    return {
+        f"policy:{name}": Choice(gate, f"best-{name}.json")
+        for name, recipe in b.recipes.items()
+        if recipe.policy == "best"
+    }
 
 
 def _preferences(b: Builder, number: int) -> None:

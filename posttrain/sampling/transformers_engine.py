@@ -71,12 +71,10 @@ class TransformersEngine:
         Raises:
             BadInput: the folder holds no model or no usable tokenizer, or the device is missing.
         """
-        self._tokenizer = load_tokenizer(model_folder, template)
-        self._ends = end_token_ids(self._tokenizer)
-        self._context = context_length(model_folder)
+        self._settings, self._template = settings, template
         self._batch_size = settings.batch_size
         self._device = torch.device(pick_device(device))
-        self._model = _load(model_folder, settings, self._device)
+        self.reload(model_folder)
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -104,6 +102,19 @@ class TransformersEngine:
                 self._decode(ordered[start : start + self._batch_size])
         samples = iter([self._sample(row) for row in rows])
         return [[next(samples) for _ in range(request.n)] for request in requests]
+
+    def reload(self, model_folder: Path) -> None:
+        """Load another model folder in place of this one.
+
+        Raises:
+            BadInput: the folder holds no model or no usable tokenizer.
+        """
+        self._tokenizer = load_tokenizer(model_folder, self._template)
+        self._ends = end_token_ids(self._tokenizer)
+        self._context = context_length(model_folder)
+        # Two models at once may be more than fits.
+        vars(self).pop("_model", None)
+        self._model = _load(model_folder, self._settings, self._device)
 
     def restart(self) -> None:
         """Hand back what a batch that did not fit has left."""

@@ -151,6 +151,18 @@ class SimulatedJudge(Settings):
 Judge = Annotated[NoJudge | SimulatedJudge, Field(discriminator="type")]
 
 
+class Adaptive(Settings):
+    """Few samples at first, more only where none of them is good enough, K at most."""
+
+    first: Annotated[int, Field(ge=1)] = 4
+    """Samples that each prompt gets."""
+    growth: Annotated[float, Field(ge=1.25)] = 2.0
+    """How many times as many samples a prompt has after each further try."""
+    target: float | None = None
+    """Reward model's score under which a passing response is not good enough; None asks for the
+    gates alone. Sampling waits for the reward model where this is set."""
+
+
 class Sampling(Settings):
     """Rejection sampling (section 4.2.2); K, temperature and length come from the recipes."""
 
@@ -158,6 +170,8 @@ class Sampling(Settings):
     shard_size: Annotated[int, Field(ge=1)] = 64
     """Prompts that are committed to disk together."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    adaptive: Adaptive | None = None
+    """Spend fewer samples where prompts are easy; None takes all K of each prompt at once."""
 
 
 class Scoring(Settings):
@@ -194,6 +208,9 @@ class Selection(Settings):
     """Drop responses that were cut at the length limit."""
     max_repetition: Share = 0.5
     """Drop responses in which a larger share of 4-grams are repeats."""
+    length_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """What a token of a response costs it in score, where the reward model likes length too
+    well."""
     keep: Annotated[int, Field(ge=1)] = 1
     """How many of the best responses to a prompt go on."""
     ensemble: Literal["none", "mean", "lower"] = "none"

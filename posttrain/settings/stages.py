@@ -96,6 +96,8 @@ class SampleStage(Settings):
     seed: int
     sampling: Sampling
     recipes: Recipes
+    selection: Selection | None = None
+    """The gates that end a prompt's sampling, where K is adaptive."""
 
 
 class ScoreStage(Settings):
@@ -157,6 +159,8 @@ class GateStage(Settings):
     gate: Gate
     candidate: str
     """Address of the model this round made."""
+    capabilities: tuple[str, ...] = ()
+    """Those of which the best model so far is named as well."""
 
 
 class TasksStage(Settings):

@@ -5,16 +5,16 @@ A prompt where nothing passes goes to `hard.jsonl` with its best attempt.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+from posttrain.gates import stopped_at
 from posttrain.hooks import Grade, Verdict
 from posttrain.judging import Judge, SimulatedJudge
-from posttrain.recipes import StepHandle, open_recipes, verify_all
-from posttrain.responses import repetition
 from posttrain.rows import Candidate, Prompt, content_id
-from posttrain.settings.plan import Selection
 from posttrain.settings.stages import SelectStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
+from posttrain.verifying import VERDICTS, Verifier
 from posttrain.workspace import load_functions
 
 NOT_CHOSEN = {"reward": "not the best of K", "random": "another one of K was drawn"}
@@ -24,20 +24,32 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     """Write `selected.jsonl` (with score, verdict, grade and pass rate) and `hard.jsonl`."""
     prompts = {p.id: p for p in load_rows(inputs["prompts"] / "train.jsonl", Prompt)}
     rows = load_rows(inputs["score"] / "responses.jsonl", Candidate)
-    verdicts = verify_all(
-        open_recipes(inputs.workspace, settings.recipes),
-        [(row, prompts[row.prompt_id]) for row in rows],
-        StepHandle(inputs.resources.sandbox, 0),
+    verifier = Verifier(
+        inputs.workspace,
+        settings.recipes,
+        inputs.resources.sandbox,
         inputs.resources.sandbox_workers,
+        inputs.machine.parent / VERDICTS,
     )
+    verdicts = verifier.verify([(row, prompts[row.prompt_id]) for row in rows])
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
     for row, verdict in zip(rows, verdicts, strict=True):
         groups[row.prompt_id].append((row, verdict))
     judge = SimulatedJudge(inputs["judge"], load_functions) if "judge" in inputs.paths else None
+    best_first = partial(_best_first, penalty=settings.selection.length_penalty)
+    order = best_first if settings.selection.by == "reward" else _any_first
     selected, hard = [], []
     for prompt_id, group in groups.items():
-        passing = _through_gates(group, settings.selection, out)
-        order = _best_first if settings.selection.by == "reward" else _any_first
+        prompt = prompts[prompt_id]
+        recipe = settings.recipes[prompt.capability]
+        passing = []
+        for row, verdict in group:
+            reason = stopped_at(row, prompt, verdict, settings.selection, recipe)
+            if reason is None:
+                passing.append(row)
+            else:
+                evidence = {"evidence": verdict.evidence} if verdict is not None else {}
+                out.drop(row.id, reason, **evidence)
         passing.sort(key=order)
         known = [verdict.passed for _, verdict in group if verdict is not None]
         rate = sum(known) / len(known) if known else None
@@ -45,7 +57,7 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
         for row in passing[settings.selection.keep :]:
             out.drop(row.id, NOT_CHOSEN[settings.selection.by], score=row.score)
         if not best:
-            attempt = min((row for row, _ in group), key=_best_first)
+            attempt = min((row for row, _ in group), key=best_first)
             hard.append(_with(attempt, passed=False, pass_rate=rate))
         for row in best:
             passed = _verdict_of(group, row)
@@ -54,11 +66,14 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
                     row,
                     passed=passed,
                     pass_rate=rate,
-                    grade=_graded(judge, row, prompts[prompt_id], passed is not False),
+                    grade=_graded(judge, row, prompt, passed is not False),
                     round=settings.round,
-                    level=prompts[prompt_id].level,
-                    # What is trained on: the prompt without the system prompt that steered.
-                    prompt=[m.to_json() for m in prompts[prompt_id].prompt],
+                    level=prompt.level,
+                    # What is trained on.
+                    prompt=[
+                        m.to_json()
+                        for m in (row.messages[:-1] if recipe.train_on_steering else prompt.prompt)
+                    ],
                 )
             )
     out.write("selected", selected)
@@ -75,28 +90,10 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
         out.metrics(pass_rate=sum(verified) / len(verified))
 
 
-def _through_gates(
-    group: Sequence[tuple[Candidate, Verdict | None]], gates: Selection, out: Output
-) -> list[Candidate]:
-    through = []
-    for row, verdict in group:
-        if gates.require_stop and row.finish_reason != "stop":
-            out.drop(row.id, "cut at the length limit")
-        elif not row.response.strip():
-            out.drop(row.id, "empty response")
-        elif repetition(row.response) > gates.max_repetition:
-            out.drop(row.id, "repetitive")
-        elif gates.verify and verdict is not None and not verdict.passed:
-            out.drop(row.id, "verifier", evidence=verdict.evidence)
-        else:
-            through.append(row)
-    return through
-
-
-def _best_first(row: Candidate) -> tuple[float, str]:
-    """By score; equal scores by hash, so that no order of sampling is favoured."""
+def _best_first(row: Candidate, penalty: float) -> tuple[float, str]:
+    """By score less what its length costs; equal ones by hash, so that no order is favoured."""
     assert row.score is not None
-    return -row.score, content_id(row.id)
+    return penalty * row.num_tokens - row.score, content_id(row.id)
 
 
 def _any_first(row: Candidate) -> str:
