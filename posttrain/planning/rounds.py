@@ -128,6 +128,8 @@ def _round(b: Builder, number: int) -> None:
     last = sft
     if plan.dpo.enabled:
         dpo_inputs = {"preferences": b.steps[f"{at}/preferences"], "sft": sft}
+        if plan.selection.synthetic_pairs is not None:
+            dpo_inputs["select"] = select
         last = _members(b, at, "dpo", plan.dpo, dpo_inputs, {})
     measured = b.measure(f"{at}/measure", {"inputs": {"model": last}})
     if plan.evaluation.members:

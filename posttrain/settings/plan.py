@@ -195,6 +195,13 @@ class Similarity(Settings):
     """Of the cosine under the embedder of the pipeline's `dedup`; None embeds nothing."""
 
 
+class SyntheticPairs(Settings):
+    """Preferences that nobody gave: the chosen response over a worse one to the same prompt."""
+
+    min_gap: Annotated[float, Field(gt=0)] = 1.0
+    """How far below the chosen response's score the other one is, at least."""
+
+
 class Selection(Settings):
     """Which of K responses goes on: the gates, then the reward model (section 4.2.2)."""
 
@@ -218,6 +225,8 @@ class Selection(Settings):
     the mean of theirs, or `lower`: the mean less `penalty` × their standard deviation."""
     penalty: Annotated[float, Field(ge=0)] = 1.0
     """How much disagreement of the variants costs under `lower`."""
+    synthetic_pairs: SyntheticPairs | None = None
+    """Also make preferences of the samples, for DPO beside the people's; they are marked."""
     history: Annotated[int, Field(ge=0)] = 5
     """How many earlier rounds' chosen responses are scored and curated again beside this
     round's."""
