@@ -94,13 +94,18 @@ class Builder:
             if one.system_prompts
         }
 
-    def data(self, sources: tuple[Source, ...]) -> dict[str, Path]:
-        """Files that sources name, by their place in the list."""
-        return {
+    def sources(self, sources: tuple[Source, ...]) -> dict[str, Path]:
+        """What the prompts of sources are made of: files by their place in the list, recipes.
+
+        Recipes' code is read only where a hook makes prompts.
+        """
+        files = {
             f"data:{place}": self.workspace.find(one.path)
             for place, one in enumerate(sources)
             if one.type == "file"
         }
+        made = any(one.type == "hook" for one in sources)
+        return {**files, **(self.hooks() if made else self.steering())}
 
     def files(self, kind: str, paths: Sequence[str]) -> dict[str, Path]:
         """Files by kind and place, so that where they lie is no part of a step's identity."""

@@ -71,7 +71,7 @@ def _bootstrap(b: Builder) -> None:
         "round-0/heldout",
         "prompts",
         heldout,
-        files={**b.base, **b.template, **b.data(sources), **b.hooks()},
+        files={**b.base, **b.template, **b.sources(sources)},
     )
     b.measure("round-0/measure-base", {"files": {"model": b.base["base"]}})
     human = _human(b, 0, plan.bootstrap.human)
@@ -170,7 +170,7 @@ def _rejection_sampled(
             max_context=_max_context(plan),
             recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
         ),
-        files={**b.base, **b.template, **b.data(sources), **b.hooks()},
+        files={**b.base, **b.template, **b.sources(sources)},
     )
     sample = _sample(b, number, prompts, reward, policy)
     history = range(max(1, number - selection.history), number)
@@ -361,7 +361,7 @@ def _tasks(
     """Tasks for the next round; in round 0 the base is the other model."""
     plan, at = b.plan, f"round-{number}"
     tasks, variants = plan.tasks, {}
-    files = {**b.base, **b.template, **b.data(sources), **b.hooks()}
+    files = {**b.base, **b.template, **b.sources(sources)}
     inputs = {"policy": policy}
     if number == 0:
         tasks = tasks.model_copy(update={"models": ("previous",)})
