@@ -2,10 +2,10 @@
 
 Knows steering system prompts and the ids of responses. Knows no engine.
 
-    requests = steered_requests(prompts, recipes, workspace, seed=0, round_number=2, top_p=1.0)
+    requests = steered_requests(prompts, recipes, workspace, Draw(seed=0, round=2))
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Draw:
     seed: int
     round: int
     top_p: float = 1.0
+    logprobs: bool = False
+    """Whether to keep the log-probability of each sampled token."""
 
 
 def steered_requests(
@@ -52,30 +54,51 @@ def steered_requests(
         BadInput: a steering template is missing or does not render.
     """
     systems = {name: steering_prompts(workspace, one) for name, one in recipes.items()}
-    asked = []
+    asked: list[Asked] = []
     for prompt in prompts:
         recipe = recipes[prompt.capability]
-        steering: Sequence[tuple[str | None, str | None]] = systems[prompt.capability]
-        steering = steering or [(None, None)]
-        index = 0
-        for place, (system_id, text) in enumerate(steering):
-            n = recipe.k // len(steering) + (place < recipe.k % len(steering))
-            if n == 0:
-                continue
-            messages = prompt.prompt if text is None else steered(prompt.prompt, text)
-            request = Request(
-                id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
-                messages=messages,
-                n=n,
-                seed=stable_seed(draw.seed, draw.round, prompt.id, system_id),
-                temperature=recipe.temperature,
-                top_p=draw.top_p,
-                max_tokens=recipe.max_tokens,
-                tools=prompt.tools or (),
-            )
-            asked.append(Asked(request, prompt, system_id, index))
-            index += n
+        steering = systems[prompt.capability]
+        asked += shared_out(prompt, recipe.k, steering, draw, recipe.temperature, recipe.max_tokens)
     return asked
+
+
+def shared_out(
+    prompt: Prompt,
+    k: int,
+    systems: Sequence[tuple[str, str]],
+    draw: Draw,
+    temperature: float,
+    max_tokens: int,
+) -> Iterator[Asked]:
+    """The requests for K samples of one prompt, shared out evenly over steering prompts.
+
+    Args:
+        prompt: what is asked.
+        k: samples of the prompt in all.
+        systems: name and text of each steering prompt; none asks the prompt as it is.
+        draw: how responses are drawn.
+        temperature: 0 is greedy decoding.
+        max_tokens: the longest response.
+    """
+    steering: Sequence[tuple[str | None, str | None]] = systems or [(None, None)]
+    index = 0
+    for place, (system_id, text) in enumerate(steering):
+        n = k // len(steering) + (place < k % len(steering))
+        if n == 0:
+            continue
+        request = Request(
+            id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
+            messages=prompt.prompt if text is None else steered(prompt.prompt, text),
+            n=n,
+            seed=stable_seed(draw.seed, draw.round, prompt.id, system_id),
+            temperature=temperature,
+            top_p=draw.top_p,
+            max_tokens=max_tokens,
+            logprobs=draw.logprobs,
+            tools=prompt.tools or (),
+        )
+        yield Asked(request, prompt, system_id, index)
+        index += n
 
 
 def plain_requests(
@@ -97,6 +120,7 @@ def plain_requests(
                 temperature=temperature,
                 top_p=draw.top_p,
                 max_tokens=recipes[prompt.capability].max_tokens,
+                logprobs=draw.logprobs,
                 tools=prompt.tools or (),
             ),
             prompt,
@@ -108,7 +132,10 @@ def plain_requests(
 
 
 def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[Candidate]:
-    """The rows of one request's samples; sample i was drawn with seed + i."""
+    """The rows of one request's samples; sample i was drawn with seed + i.
+
+    Where log-probabilities were asked for, a row has them as the column `logprobs`.
+    """
     return [
         Candidate(
             id=f"{asked.prompt.id}/{asked.first_index + i}",
@@ -125,6 +152,7 @@ def candidates_of(asked: Asked, samples: Sequence[Sample], model: str) -> list[C
             system_id=asked.system_id,
             model=model,
             capability=asked.prompt.capability,
+            **({} if sample.logprobs is None else {"logprobs": sample.logprobs}),
         )
         for i, sample in enumerate(samples)
     ]
