@@ -1,4 +1,4 @@
-"""Commands about a reward model by itself, outside of any run: score, measure-rm."""
+"""Commands about a model by itself, outside of any run: sample, score, measure-rm."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from posttrain.cli.shared import JsonOption, call, print_json
+from posttrain.sample_options import read_options
 from posttrain.settings.engines import ScorerSettings
 
 ModelArgument = Annotated[Path, typer.Argument(help="Folder of a reward model.")]
@@ -29,8 +30,74 @@ ShareOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
+    app.command("sample")(sample_command)
     app.command("score")(score_command)
     app.command("measure-rm")(measure_command)
+
+
+def sample_command(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    prompts: Annotated[Path, typer.Argument(help="Prompts: id and prompt, JSONL or Parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="JSONL to write: one response a row.")],
+    k: Annotated[int, typer.Option("-k", help="Responses to each prompt.")] = 10,
+    engine: Annotated[
+        str, typer.Option("--engine", help="What samples: transformers, vllm or openai.")
+    ] = "transformers",
+    python: PythonOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="Endpoint of engine openai, e.g. http://host:8000/v1."),
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option("--served-model", help="The endpoint's name of the model.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Setting of the engine, e.g. tensor_parallel_size=4."),
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Share of probability kept.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest response.")] = 1024,
+    seed: Annotated[int, typer.Option("--seed", help="All randomness follows from it.")] = 0,
+    system: Annotated[
+        list[Path] | None,
+        typer.Option("--system", help="System prompt to steer with, text or .jinja; repeatable."),
+    ] = None,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="Log-probability of each token in the rows.")
+    ] = False,
+    template: TemplateOption = None,
+    device: DeviceOption = "auto",
+    shard_size: Annotated[
+        int, typer.Option("--shard-size", help="Requests committed to disk together.")
+    ] = 64,
+    reject_share: ShareOption = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample K responses to each prompt of a file; killed and run again, it goes on."""
+    options = {
+        "model": model,
+        "k": k,
+        "engine": engine,
+        "python": python,
+        "url": url,
+        "served_model": served_model,
+        "set": overrides,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "system": tuple(system or ()),
+        "logprobs": logprobs,
+        "template": template,
+        "device": device,
+        "shard_size": shard_size,
+        "reject_share": reject_share,
+    }
+    result = call("posttrain.sample_files:sample_file", read_options(options), prompts, out)
+    typer.echo(call("posttrain.sample_files:summary_line", result), err=True)
+    if as_json:
+        print_json(result)
 
 
 def score_command(
