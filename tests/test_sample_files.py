@@ -89,10 +89,8 @@ def test_each_prompt_gets_k_responses_that_score_reads(
     ]
     assert {row.model for row in rows} == {str(BASE)}
     assert len({row.response for row in rows}) > 5
-    tokenizer = load_tokenizer(BASE)
-    for row in rows:
-        length = len(tokenizer.encode(row.response, add_special_tokens=False))
-        assert row.num_tokens == length + (row.finish_reason == "stop")
+    assert all(1 <= row.num_tokens <= 12 for row in rows)
+    assert {row.num_tokens for row in rows if row.finish_reason == "length"} == {12}
     told = json.loads(ended.out)
     tokens, stopped = sum(r.num_tokens for r in rows), sum(r.finish_reason == "stop" for r in rows)
     assert (told["prompts"], told["responses"], told["tokens"]) == (5, 15, tokens)
