@@ -99,6 +99,12 @@ def wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) ->
             time.sleep(0.2)
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers on this machine are asked directly."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the variable that holds the server's key."""

@@ -92,10 +92,10 @@ class Client:
     async def _ask_all(self, questions: Sequence[Question[T]]) -> list[T]:
         settings = self._settings
         free = asyncio.Semaphore(settings.concurrency)
-        seconds = settings.timeout_seconds
         async with httpx2.AsyncClient(
             headers=self._headers,
-            timeout=httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+            # A whole try is timed below.
+            timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(
                 max_connections=settings.concurrency, keepalive_expiry=IDLE_SECONDS
             ),
@@ -127,7 +127,7 @@ class Client:
                 if answer.status_code < 500 and answer.status_code not in RETRIED_STATUSES:
                     raise BadInput(f"{url} refused {question.name}: {_said(answer)}")
                 reason, told = _said(answer), _retry_after(answer)
-            except (TimeoutError, httpx2.TimeoutException):
+            except TimeoutError:
                 reason = f"no answer within {self._settings.timeout_seconds:g} s"
             except httpx2.RequestError as error:
                 reason = f"{type(error).__name__} {error}".strip()

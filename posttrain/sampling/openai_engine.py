@@ -1,8 +1,8 @@
 """Samples from a server that already runs, over OpenAI's completions protocol as vLLM extends it.
 
-Knows how requests become bodies, and which answers are none. Prompts go out as token ids and come
-back as token ids, so all engines render and decode alike; seeds stand in the requests, so samples
-depend neither on `concurrency` nor on what else the server does.
+Knows how requests become bodies, and which answers cannot be used. Prompts go out as token ids and
+come back as token ids, so all engines render and decode alike; each request carries its seed, so
+which one a sample draws from depends neither on `concurrency` nor on what else the server does.
 
     settings = OpenAIEngineSettings(url="http://localhost:8000/v1")
     OpenAIEngine(Path("runs/my/round-1/policy/model"), settings).generate(requests)

@@ -64,7 +64,8 @@ class OpenAIEngineSettings(Settings):
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key."""
     concurrency: Annotated[int, Field(ge=1)] = 64
-    """Requests in flight, each for all samples of one prompt. No sample depends on it."""
+    """Requests in flight, each for all samples of one prompt. It changes speed, never which seed a
+    sample draws from."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 1800.0
     """How long one request may take, its wait in the server's queue included."""
     retries: Annotated[int, Field(ge=0)] = 6
