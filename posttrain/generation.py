@@ -58,8 +58,8 @@ class Sample(BaseModel):
     """Natural log, one per token of token_ids, under the sampling distribution's model at T = 1."""
 
 
-class Engine(Protocol):
-    """A loaded model that answers requests."""
+class Generator(Protocol):
+    """Something that answers requests, and can be asked again after it failed."""
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -71,20 +71,24 @@ class Engine(Protocol):
         """
         ...
 
+    def restart(self) -> None:
+        """Start afresh with the same model after a failure.
+
+        Raises:
+            StepFailed: that did not help.
+        """
+        ...
+
+
+class Engine(Generator, Protocol):
+    """A loaded model that answers requests."""
+
     def reload(self, model_folder: Path) -> None:
         """Hold another model in place of this one.
 
         Raises:
             BadInput: the folder does not fit what was opened; open a new engine for it.
             StepFailed: the model could not be loaded.
-        """
-        ...
-
-    def restart(self) -> None:
-        """Start afresh with the same model after a failure.
-
-        Raises:
-            StepFailed: that did not help.
         """
         ...
 

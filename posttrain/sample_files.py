@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
-from posttrain.generation import Engine, Request, Sample
+from posttrain.generation import Engine, Generator, Request, Sample
 from posttrain.kept_shards import check_folder, kept_shards
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import check_model_folder, context_length, read_tensors
@@ -105,6 +105,10 @@ class _LazyEngine:
         self.responses += sum(map(len, answers))
         self.tokens += sum(len(one.token_ids) for samples in answers for one in samples)
         return answers
+
+    def restart(self) -> None:
+        if self._engine is not None:
+            self._engine.restart()
 
     def close(self) -> None:
         if self._engine is not None:
@@ -319,7 +323,7 @@ def _payload(
 
 def _candidates(
     settings: SampleFileSettings,
-    engine: Engine,
+    engine: Generator,
     asked: Sequence[Asked],
     shards: Path,
     told: Told,

@@ -247,14 +247,8 @@ class CrashingEngine:
         self.left -= 1
         return self.engine.generate(requests)
 
-    def reload(self, model_folder: Path) -> None:
-        raise AssertionError(model_folder)
-
     def restart(self) -> None:
         raise StepFailed("it stays dead")
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 class SmallEngine:
@@ -270,14 +264,8 @@ class SmallEngine:
             raise StepFailed("out of memory")
         return self.engine.generate(requests)
 
-    def reload(self, model_folder: Path) -> None:
-        raise AssertionError(model_folder)
-
     def restart(self) -> None:
         self.dead, self.restarts = False, self.restarts + 1
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 def test_shards_survive_a_crash(engine: Engine, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _bootstrap(b: Builder) -> None:
 def _max_context(plan: Plan) -> int | None:
     """Tokens that the sampling engine takes at most, where it is told."""
     engine = plan.sampling.engine
-    return engine.max_model_len if engine.type == "vllm" else None
+    return None if engine.type == "transformers" else engine.max_model_len
 
 
 def _human(b: Builder, number: int, paths: tuple[str, ...]) -> Step:

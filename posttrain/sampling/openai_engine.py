@@ -70,20 +70,14 @@ class OpenAIEngine:
             BadInput: no usable tokenizer, no key, or the server answers with another model.
             StepFailed: the server does not answer, or could not load the weights.
         """
-        self._tokenizer = load_tokenizer(model_folder, template)
-        self._ends = sorted(end_token_ids(self._tokenizer))
+        self._settings, self._template = settings, template
         self._client = Client(settings)
         with ExitStack() as held:
             if settings.reload:
                 held.enter_context(alone(self._client.url))
-            served = find_model(self._client, settings, model_folder)
-            if settings.reload:
-                load_weights(self._client, model_folder)
+            self.reload(model_folder)
             # Kept until `close`: others would load other weights.
             self._held = held.pop_all()
-        self._model = served.id
-        limits = (context_length(model_folder), served.max_model_len, settings.max_model_len)
-        self._context = min(limit for limit in limits if limit is not None)
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -105,6 +99,31 @@ class OpenAIEngine:
                 for request, prompt in zip(requests, prompts, strict=True)
             ]
         )
+
+    def reload(self, model_folder: Path) -> None:
+        """Make sure that the server answers with a folder's weights; load them if it may.
+
+        Raises:
+            BadInput: no usable tokenizer, or the server answers with another model.
+            StepFailed: the server does not answer, or could not load the weights.
+        """
+        self._tokenizer = load_tokenizer(model_folder, self._template)
+        self._ends = sorted(end_token_ids(self._tokenizer))
+        served = find_model(self._client, self._settings, model_folder)
+        if self._settings.reload:
+            load_weights(self._client, model_folder)
+        self._model, self._model_folder = served.id, model_folder
+        own = (context_length(model_folder), served.max_model_len, self._settings.max_model_len)
+        self._context = min(limit for limit in own if limit is not None)
+
+    def restart(self) -> None:
+        """Find the model again: a server that was started anew may be used again.
+
+        Raises:
+            BadInput: it answers with another model now.
+            StepFailed: it does not answer.
+        """
+        self.reload(self._model_folder)
 
     def close(self) -> None:
         """Let other processes load other weights. The server stays as it is."""

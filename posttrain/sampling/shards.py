@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.errors import BadInput, Damaged, GuardFailed, StepFailed
-from posttrain.generation import Engine, Request, Sample
+from posttrain.generation import Generator, Request, Sample
 from posttrain.rows import content_id
 from posttrain.tables import load_rows, write_rows
 
@@ -36,7 +36,7 @@ class _Answer(BaseModel):
 
 
 def generate_in_shards(
-    engine: Engine,
+    engine: Generator,
     requests: Sequence[Request],
     shard_size: int,
     folder: Path,
@@ -90,7 +90,7 @@ def generate_in_shards(
 
 
 def _generate(
-    engine: Engine, requests: list[Request], shard: str, halvings: int
+    engine: Generator, requests: list[Request], shard: str, halvings: int
 ) -> list[list[Sample]]:
     """Samples of all requests; of each half on its own where the engine cannot do them at once."""
     try:

@@ -185,6 +185,17 @@ _OF_VLLM = (
     "cpu_kv_cache_gb",
     "start_seconds",
 )
+_OF_ENDPOINT = (
+    "url",
+    "model",
+    "api_key_env",
+    "concurrency",
+    "timeout_seconds",
+    "retries",
+    "max_model_len",
+    "reload",
+    "trust_served_model",
+)
 CIRCUMSTANCES = frozenset(
     {
         # Where a file lies; its content enters on its own.
@@ -200,7 +211,7 @@ CIRCUMSTANCES = frozenset(
         "judge.rules",
         "sampling.shard_size",
         "sampling.engine.batch_size",
-        *(f"sampling.engine.{key}" for key in _OF_VLLM),
+        *(f"sampling.engine.{key}" for key in (*_OF_VLLM, *_OF_ENDPOINT)),
         *(f"scoring.vllm.{key}" for key in _OF_VLLM),
     }
 )
