@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
 from posttrain.generation import Engine, Generator, Request, Sample
-from posttrain.kept_shards import check_folder, kept_shards
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import check_model_folder, context_length, read_tensors
 from posttrain.responses import (
@@ -35,10 +34,11 @@ from posttrain.responses import (
     shared_out,
 )
 from posttrain.rows import Candidate, Prompt, content_id
-from posttrain.sample_options import SampleFileSettings
+from posttrain.sampling.kept_shards import check_folder, kept_shards
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.engines import TransformersEngineSettings, VllmEngineSettings
+from posttrain.settings.sample_options import SampleFileSettings
 from posttrain.settings.stages import CIRCUMSTANCES
 from posttrain.steps.fingerprint import ContentHashes, without
 from posttrain.tables import read_table, write_rows

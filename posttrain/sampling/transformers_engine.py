@@ -22,7 +22,7 @@ from posttrain.errors import BadInput, StepFailed
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
 from posttrain.models.devices import Device, pick_device
-from posttrain.models.folders import context_length
+from posttrain.models.folders import context_length, no_progress_bars
 from posttrain.rows import FinishReason
 from posttrain.sampling.draws import draw_tokens, uniforms
 from posttrain.sampling.prompts import (
@@ -249,9 +249,10 @@ def _load(
         dtype = "float32"
     try:
         # Any: the stubs type `to` for a call on the class. Models come ready for inference.
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        with no_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: no model could be loaded ({error})") from error
     loaded: PreTrainedModel = model.to(device)
