@@ -35,8 +35,8 @@ START_SECONDS = 500
 KEY = "key-of-the-test"
 SERVE = (
     *("--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--disable-log-stats"),
-    # Both in one process; a prompt in chunks would make a request's own seed fail on a processor.
-    *("--distributed-executor-backend", "uni", "--no-enable-chunked-prefill"),
+    # A prompt in chunks would make a request's own seed fail on a processor.
+    "--no-enable-chunked-prefill",
     *("--generation-config", "vllm", "--served-model-name", "tiny", "--api-key", KEY),
     "--structured-outputs-config",
     '{"backend": "guidance", "disable_any_whitespace": true}',
