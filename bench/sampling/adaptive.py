@@ -22,7 +22,6 @@ from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.plan import Adaptive, Resources
 from posttrain.settings.stages import SampleStage
 from posttrain.stages import sample
-from posttrain.statistics import mean_interval
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_json, write_rows
 from posttrain.verifying import VERDICTS, Verifier
@@ -63,14 +62,12 @@ def main() -> None:
         for name, adaptive in TRIED.items():
             rows = sampled(root, paths, options.k, adaptive)
             found = outcome(rows, passing, scores, prompts)
-            gaps = [
-                float(b) - float(a) for a, b in zip(whole["passed"], found["passed"], strict=True)
-            ]
-            gap = mean_interval(gaps, 0.95)
+            worse = sum(a > b for a, b in zip(whole["passed"], found["passed"], strict=True))
+            better = sum(a < b for a, b in zip(whole["passed"], found["passed"], strict=True))
             tried[name] = {
                 **summary(found),
                 "tokens_of_fixed": round(found["tokens"] / whole["tokens"], 4),
-                "pass_rate_minus_fixed": {k: round(v, 4) for k, v in vars(gap).items()},
+                "prompts_lost_and_won": [worse, better],
             }
     write_result(
         HERE / "adaptive.json",

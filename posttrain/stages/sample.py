@@ -107,16 +107,7 @@ class _Sampler:
             folder, model = self._model(name)
             self._load(folder)
             forbidden = control_tokens(load_tokenizer(folder))
-            for row in self._in_waves(mine, name, model):
-                self.asked += 1
-                self.tokens += row.num_tokens
-                if contains_any(row.response, forbidden):
-                    self.out.drop(row.id, CONTROL_TOKEN, text=row.response)
-                    continue
-                self.kept += 1
-                self.kept_tokens += row.num_tokens
-                self.stopped += row.finish_reason == "stop"
-                yield row
+            yield from self._in_waves(mine, name, model, forbidden)
 
     def close(self) -> None:
         """Give engine and reward model back."""
@@ -148,17 +139,37 @@ class _Sampler:
             self.inputs.resources.device,
         )
 
-    def _in_waves(self, prompts: Sequence[Prompt], name: str, model: str) -> Iterator[Candidate]:
+    def _readable(self, rows: Sequence[Candidate], forbidden: Sequence[str]) -> Iterator[Candidate]:
+        """The rows that can be read again; all are counted."""
+        for row in rows:
+            self.asked += 1
+            self.tokens += row.num_tokens
+            if contains_any(row.response, forbidden):
+                self.out.drop(row.id, CONTROL_TOKEN, text=row.response)
+                continue
+            self.kept += 1
+            self.kept_tokens += row.num_tokens
+            self.stopped += row.finish_reason == "stop"
+            yield row
+
+    def _in_waves(
+        self, prompts: Sequence[Prompt], name: str, model: str, forbidden: Sequence[str]
+    ) -> Iterator[Candidate]:
         """Responses of all prompts, then further ones where those were not good enough."""
         adaptive = self.settings.sampling.adaptive
         most = max(self.settings.recipes[prompt.capability].k for prompt in prompts)
         parts = [range(most)] if adaptive is None else waves(adaptive, most)
         for part in parts:
             open_prompts = [prompt for prompt in prompts if prompt.id not in self.settled]
-            yield from self._wave(open_prompts, part, name, model)
+            yield from self._wave(open_prompts, part, name, model, forbidden)
 
     def _wave(
-        self, prompts: Sequence[Prompt], part: range, name: str, model: str
+        self,
+        prompts: Sequence[Prompt],
+        part: range,
+        name: str,
+        model: str,
+        forbidden: Sequence[str],
     ) -> Iterator[Candidate]:
         """Some of the K responses to each prompt; a shard is looked at while the next is made."""
         sampling = self.settings.sampling
@@ -177,7 +188,7 @@ class _Sampler:
             1,
         ):
             one = by_request[request.id]
-            rows = candidates_of(one, samples, model)
+            rows = list(self._readable(candidates_of(one, samples, model), forbidden))
             waiting += [(row, one.prompt) for row in rows]
             if place % sampling.shard_size == 0 or place == len(requests):
                 self._look(waiting)
