@@ -79,12 +79,12 @@ def read_table(path: Path, kind: type[RowT], forbidden: Iterable[str] = ()) -> T
     for number, raw in _raw_rows(path):
         row = _parse(raw, kind, banned)
         if isinstance(row, str):
-            rejects.append(Reject(path.name, number, row, str(raw)[:_EXCERPT]))
+            rejects.append(Reject(path.name, number, row, _excerpt(raw)))
             continue
         row_id = str(row.model_dump(include={"id"}).get("id", ""))
         if row_id and row_id in seen:
             reason = f"id {row_id} was already used in line {seen[row_id]}"
-            rejects.append(Reject(path.name, number, reason, str(raw)[:_EXCERPT]))
+            rejects.append(Reject(path.name, number, reason, _excerpt(raw)))
             continue
         seen[row_id] = number
         rows.append(row)
@@ -159,6 +159,12 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
+
+
+def _excerpt(raw: object) -> str:
+    """The beginning of a row as it stands in its file."""
+    text = raw.decode(errors="replace").strip() if isinstance(raw, bytes) else str(raw)
+    return text[:_EXCERPT]
 
 
 def _line(row: BaseModel | Mapping[str, Any]) -> str:
