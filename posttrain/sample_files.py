@@ -24,7 +24,12 @@ from posttrain.errors import BadInput
 from posttrain.generation import Engine, Request, Sample
 from posttrain.kept_shards import check_folder, kept_shards
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
-from posttrain.models.folders import check_model_folder, context_length, read_tensors
+from posttrain.models.folders import (
+    check_model_folder,
+    context_length,
+    no_progress_bars,
+    read_tensors,
+)
 from posttrain.responses import (
     CONTROL_TOKEN,
     Asked,
@@ -181,9 +186,7 @@ def sample_file(settings: SampleFileSettings, prompts: Path, out: Path) -> dict[
             f"{long[0]['reason']}"
         )
     books = _Books([*map(vars, table.rejects), *long])
-    engine = _LazyEngine(
-        lambda: open_engine(settings.engine, settings.model, settings.template, settings.device)
-    )
+    engine = _LazyEngine(lambda: _opened(settings))
     with kept_shards(parts, lambda hashes: _payload(settings, systems, hashes)) as shards:
         try:
             with _progress(engine) as told:
@@ -231,6 +234,12 @@ def summary_line(found: Mapping[str, Any]) -> str:
             f"{found['rejects']}"
         )
     return f"{', '.join(told)}; {left}"
+
+
+def _opened(settings: SampleFileSettings) -> Engine:
+    # transformers' bar of the weights would stand among the lines of progress.
+    with no_progress_bars():
+        return open_engine(settings.engine, settings.model, settings.template, settings.device)
 
 
 def _check_model(settings: SampleFileSettings) -> None:
