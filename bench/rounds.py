@@ -78,7 +78,7 @@ def main() -> None:
             "seed": options.seed,
             # Of a run that was finished before, only the rates are measured here.
             "seconds": None if finished_before else round(seconds, 1),
-            "peak_resident_mib_all_processes": None if finished_before else peak[0] // 2**20,
+            "peak_mib_all_processes": None if finished_before else peak[0] // 2**20,
             "median_seconds_of_5": at_once,
             "asked": asked,
             "rounds": rounds,
@@ -174,7 +174,11 @@ def _median_seconds(workspace: Path, words: list[str]) -> float:
 
 
 def _watch(process: "subprocess.Popen[bytes]", peak: list[int]) -> None:
-    """Keep the largest sum of resident memory of the command and all below it."""
+    """Keep the largest sum of memory of the command and all below it, in bytes.
+
+    A page that several processes share counts once: a process that was just forked has no memory
+    of its own yet.
+    """
     while process.poll() is None:
         now = processes()
         below = {process.pid}
@@ -183,9 +187,11 @@ def _watch(process: "subprocess.Popen[bytes]", peak: list[int]) -> None:
         total = 0
         for pid in below:
             try:
-                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
             except OSError:
                 continue
+            shares = [line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")]
+            total += 1024 * sum(map(int, shares))
         peak[0] = max(peak[0], total)
         time.sleep(0.2)
 

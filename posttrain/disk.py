@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.controller import Run
 from posttrain.steps.manifest import COLLECTED, collected_files
-from posttrain.steps.step import Step
+from posttrain.steps.step import Choice, Step
 from posttrain.tables import read_json, write_json
 
 
@@ -64,19 +64,19 @@ def _kept_addresses(run: Run) -> set[str]:
     for step in run.steps.values():
         if step.address not in published:
             kept |= {source.address for source in step.inputs.values()}
-            gates = (choice.gate for choice in step.choices.values())
-            kept |= {str(_policy(run, gate)["step"]) for gate in gates if gate.address in published}
+            known = [one for one in step.choices.values() if one.gate.address in published]
+            kept |= {str(_chosen(run, one)["step"]) for one in known}
     gates_done = [s for s in run.steps.values() if s.name == "gate" and s.address in published]
     if gates_done:
-        chosen = _policy(run, gates_done[-1])
+        chosen = _chosen(run, Choice(gates_done[-1]))
         kept |= {str(chosen["step"]), str(chosen["best"]["step"])}
     if keep.members:
         kept |= {s.address for s in run.steps.values() if _is_member(s)}
     return kept
 
 
-def _policy(run: Run, gate: Step) -> dict[str, Any]:
-    return read_json(run.folder.path(gate) / "policy.json")
+def _chosen(run: Run, choice: Choice) -> dict[str, Any]:
+    return read_json(run.folder.path(choice.gate) / choice.file)
 
 
 def _is_member(step: Step) -> bool:

@@ -6,6 +6,7 @@ naming the field, before it generates anything.
     Request(id="p1", messages=({"role": "user", "content": "2+2"},), n=4, seed=7)
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -57,8 +58,8 @@ class Sample(BaseModel):
     """Natural log, one per token of token_ids, under the sampling distribution's model at T = 1."""
 
 
-class Engine(Protocol):
-    """A loaded model that answers requests."""
+class Generator(Protocol):
+    """Something that answers requests, and can be asked again after it failed."""
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -66,6 +67,28 @@ class Engine(Protocol):
         Raises:
             BadInput: a request asks for something this engine cannot do, or its prompt leaves
                 no room for max_tokens in the model's context.
+            StepFailed: the engine died or ran out of memory; after `restart` it may do less.
+        """
+        ...
+
+    def restart(self) -> None:
+        """Start afresh with the same model after a failure.
+
+        Raises:
+            StepFailed: that did not help.
+        """
+        ...
+
+
+class Engine(Generator, Protocol):
+    """A loaded model that answers requests."""
+
+    def reload(self, model_folder: Path) -> None:
+        """Hold another model in place of this one.
+
+        Raises:
+            BadInput: the folder does not fit what was opened; open a new engine for it.
+            StepFailed: the model could not be loaded.
         """
         ...
 

@@ -5,6 +5,8 @@ Knows steering system prompts and the ids of responses. Knows no engine.
     requests = steered_requests(prompts, recipes, workspace, Draw(seed=0, round=2))
 """
 
+import math
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ import jinja2
 from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.rows import Candidate, Message, Prompt, stable_seed
-from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.plan import Adaptive
+from posttrain.settings.recipe import RecipeSettings, Temperature, TemperatureRange
 from posttrain.workspace import Workspace, find_recipe
 
 
@@ -45,10 +48,12 @@ def steered_requests(
     recipes: Mapping[str, RecipeSettings],
     workspace: Workspace,
     draw: Draw,
+    part: range | None = None,
 ) -> list[Asked]:
     """K samples for each prompt, shared out over the recipe's steering prompts.
 
-    A recipe with K = 0 takes no part in rejection sampling (section 4.3.5).
+    A recipe with K = 0 takes no part in rejection sampling (section 4.3.5). `part` asks for some
+    of the K alone, as `shared_out` says.
 
     Raises:
         BadInput: a steering template is missing or does not render.
@@ -58,8 +63,17 @@ def steered_requests(
     for prompt in prompts:
         recipe = recipes[prompt.capability]
         steering = systems[prompt.capability]
-        asked += shared_out(prompt, recipe.k, steering, draw, recipe.temperature, recipe.max_tokens)
+        temperature = temperature_of(prompt, recipe.temperature, draw)
+        asked += shared_out(prompt, recipe.k, steering, draw, temperature, recipe.max_tokens, part)
     return asked
+
+
+def temperature_of(prompt: Prompt, temperature: Temperature, draw: Draw) -> float:
+    """The temperature of a prompt's responses; one of a range is drawn from the prompt's id."""
+    if not isinstance(temperature, TemperatureRange):
+        return temperature
+    generator = random.Random(stable_seed(draw.seed, draw.round, prompt.id, "temperature"))
+    return generator.uniform(temperature.low, temperature.high)
 
 
 def shared_out(
@@ -69,8 +83,11 @@ def shared_out(
     draw: Draw,
     temperature: float,
     max_tokens: int,
+    part: range | None = None,
 ) -> Iterator[Asked]:
     """The requests for K samples of one prompt, shared out evenly over steering prompts.
+
+    Ids and seeds of samples do not depend on the parts in which they are asked for.
 
     Args:
         prompt: what is asked.
@@ -79,26 +96,42 @@ def shared_out(
         draw: how responses are drawn.
         temperature: 0 is greedy decoding.
         max_tokens: the longest response.
+        part: which of the K to ask for, counted in the order in which steering prompts take turns;
+            None asks for all.
     """
     steering: Sequence[tuple[str | None, str | None]] = systems or [(None, None)]
+    wanted = range(k) if part is None else range(part.start, min(part.stop, k))
     index = 0
     for place, (system_id, text) in enumerate(steering):
-        n = k // len(steering) + (place < k % len(steering))
-        if n == 0:
+        # This steering prompt's turns are place, place + len(steering) …
+        before, upto, every = (
+            len(range(place, end, len(steering))) for end in (wanted.start, wanted.stop, k)
+        )
+        first, n = index + before, upto - before
+        index += every
+        if n <= 0:
             continue
         request = Request(
             id=f"{prompt.id}/{system_id}" if system_id else prompt.id,
             messages=prompt.prompt if text is None else steered(prompt.prompt, text),
             n=n,
-            seed=stable_seed(draw.seed, draw.round, prompt.id, system_id),
+            seed=stable_seed(draw.seed, draw.round, prompt.id, system_id) + before,
             temperature=temperature,
             top_p=draw.top_p,
             max_tokens=max_tokens,
             logprobs=draw.logprobs,
             tools=prompt.tools or (),
         )
-        yield Asked(request, prompt, system_id, index)
-        index += n
+        yield Asked(request, prompt, system_id, first)
+
+
+def waves(adaptive: Adaptive, k: int) -> Iterator[range]:
+    """Which of K samples are asked for together: the first few, then the rest in growing steps."""
+    done = 0
+    while done < k:
+        upto = adaptive.first if not done else math.ceil(done * adaptive.growth)
+        yield range(done, min(upto, k))
+        done = upto
 
 
 def plain_requests(

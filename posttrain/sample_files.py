@@ -21,8 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
-from posttrain.generation import Engine, Request, Sample
-from posttrain.kept_shards import check_folder, kept_shards
+from posttrain.generation import Engine, Generator, Request, Sample
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import (
     check_model_folder,
@@ -40,10 +39,11 @@ from posttrain.responses import (
     shared_out,
 )
 from posttrain.rows import Candidate, Prompt, content_id
-from posttrain.sample_options import SampleFileSettings
+from posttrain.sampling.kept_shards import check_folder, kept_shards
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.engines import TransformersEngineSettings, VllmEngineSettings
+from posttrain.settings.sample_options import SampleFileSettings
 from posttrain.settings.stages import CIRCUMSTANCES
 from posttrain.steps.fingerprint import ContentHashes, without
 from posttrain.tables import read_table, write_rows
@@ -110,6 +110,10 @@ class _LazyEngine:
         self.responses += sum(map(len, answers))
         self.tokens += sum(len(one.token_ids) for samples in answers for one in samples)
         return answers
+
+    def restart(self) -> None:
+        if self._engine is not None:
+            self._engine.restart()
 
     def close(self) -> None:
         if self._engine is not None:
@@ -328,7 +332,7 @@ def _payload(
 
 def _candidates(
     settings: SampleFileSettings,
-    engine: Engine,
+    engine: Generator,
     asked: Sequence[Asked],
     shards: Path,
     told: Told,

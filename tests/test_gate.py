@@ -1,5 +1,6 @@
 """The gate: promotes on dev, falls back to the best policy, and stops at models that went wrong."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,18 @@ from posttrain.tables import read_json, write_json
 from posttrain.workspace import Workspace
 
 
-def decide(root: Path, number: int, dev: float, tokens: float = 20.0, eos: float = 1.0) -> Any:
-    """Run the gate of one round; round 0 has none before it."""
+def decide(
+    root: Path,
+    number: int,
+    dev: float,
+    tokens: float = 20.0,
+    eos: float = 1.0,
+    of: Mapping[str, float] | None = None,
+) -> Any:
+    """Run the gate of one round; round 0 has none before it. `of`: rates of capabilities."""
     at = root / f"round-{number}"
     sampled: dict[str, Any] = {"lengths": {"mean_tokens": tokens, "eos_share": eos}}
+    sampled |= {name: {"value": value} for name, value in (of or {}).items()}
     if dev >= 0:
         sampled["all"] = {"value": dev}
     write_json(at / "measure" / "rates.json", {"dev": {"sampled": sampled}})
@@ -26,7 +35,12 @@ def decide(root: Path, number: int, dev: float, tokens: float = 20.0, eos: float
     if number:
         paths["before"] = root / f"round-{number - 1}" / "gate"
     inputs = Inputs(paths, Workspace(root), Resources(), root / "machine.json")
-    settings = GateStage(round=number, gate=Gate(tolerance=0.05), candidate=f"round-{number}/dpo")
+    settings = GateStage(
+        round=number,
+        gate=Gate(tolerance=0.05),
+        candidate=f"round-{number}/dpo",
+        capabilities=("math", "chat") if of is not None else (),
+    )
     (at / "gate").mkdir(parents=True)
     run(inputs, settings, Output(at / "gate", lambda done, total: None))
     return read_json(at / "gate" / "policy.json")
@@ -45,6 +59,21 @@ def test_a_regressing_round_hands_on_the_best_policy_not_the_last(tmp_path: Path
     assert chosen[3]["dev"] == 0.60
     assert chosen[3]["fingerprint"] == "print-1"
     assert {one["best"]["step"] for one in chosen[1:]} == {"round-1/dpo"}
+
+
+def test_the_best_model_of_each_capability_is_named(tmp_path: Path) -> None:
+    rates = ({"math": 0.2}, {"math": 0.7}, {"math": 0.6}, {"math": 0.7})
+    found = []
+    for number, of in enumerate(rates):
+        decide(tmp_path, number, (0.3, 0.6, 0.7, 0.1)[number], of=of)
+        gate = tmp_path / f"round-{number}" / "gate"
+        found.append(read_json(gate / "best-math.json"))
+        # Nothing verifies it: the policy that goes on.
+        chat = read_json(gate / "best-chat.json")
+        assert chat["step"] == read_json(gate / "policy.json")["step"]
+    assert [one["step"] for one in found] == [f"round-{n}/dpo" for n in (0, 1, 1, 3)]
+    assert [one["dev"] for one in found] == [0.2, 0.7, 0.7, 0.7]
+    assert found[2]["fingerprint"] == "print-1"
 
 
 def test_a_model_that_does_not_end_by_itself_stops_the_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ pytest tests/test_sampling.py
 """
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,8 +247,25 @@ class CrashingEngine:
         self.left -= 1
         return self.engine.generate(requests)
 
-    def close(self) -> None:
-        self.engine.close()
+    def restart(self) -> None:
+        raise StepFailed("it stays dead")
+
+
+class SmallEngine:
+    """A real engine that dies of more than `most` requests at once, until it is restarted."""
+
+    def __init__(self, engine: Engine, most: int) -> None:
+        self.engine, self.most, self.dead, self.restarts = engine, most, False, 0
+
+    def generate(self, requests: list[Request]) -> list[list[Sample]]:
+        assert not self.dead
+        if len(requests) > self.most:
+            self.dead = True
+            raise StepFailed("out of memory")
+        return self.engine.generate(requests)
+
+    def restart(self) -> None:
+        self.dead, self.restarts = False, self.restarts + 1
 
 
 def test_shards_survive_a_crash(engine: Engine, tmp_path: Path) -> None:
@@ -271,6 +289,50 @@ def test_shards_survive_a_crash(engine: Engine, tmp_path: Path) -> None:
     assert before.items() <= {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}.items()
     again = generate_in_shards(CrashingEngine(engine, 0), requests, 4, tmp_path, progress)
     assert list(again) == resumed
+
+
+def test_a_shard_that_is_too_much_is_done_in_parts(engine: Engine, tmp_path: Path) -> None:
+    requests = [request(i) for i in range(10)]
+    small = SmallEngine(engine, 3)
+    found = list(generate_in_shards(small, requests, 5, tmp_path / "a", lambda done, total: None))
+    assert [samples for _, samples in found] == engine.generate(requests)
+    assert small.restarts == 2
+    assert len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_a_shard_that_cannot_be_done_is_named_and_finished_ones_stay(
+    engine: Engine, tmp_path: Path
+) -> None:
+    requests = [request(i) for i in range(16)]
+    list(generate_in_shards(engine, requests[:8], 8, tmp_path, lambda done, total: None))
+    broken = SmallEngine(engine, 0)
+    pairs = generate_in_shards(broken, requests, 8, tmp_path, lambda done, total: None)
+    assert [next(pairs)[0].id for _ in range(8)] == [f"r{i}" for i in range(8)]
+    with pytest.raises(StepFailed, match=r"shard 00001-\w+: out of memory; 2 requests at once"):
+        next(pairs)
+    assert broken.restarts == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_next_shard_is_generated_while_the_last_one_is_worked_on(
+    engine: Engine, tmp_path: Path
+) -> None:
+    asked = threading.Event()
+    requests = [request(i) for i in range(4)]
+
+    class Telling(CrashingEngine):
+        def generate(self, requests: list[Request]) -> list[list[Sample]]:
+            if requests[0].id == "r2":
+                asked.set()
+            return super().generate(requests)
+
+    telling = Telling(engine, 9)
+    pairs = generate_in_shards(telling, requests, 2, tmp_path, lambda done, total: None)
+    next(pairs)
+    assert asked.wait(30)
+    pairs.close()
+    # What was at work when the caller left is paid for, and kept.
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_other_requests_never_meet_an_old_shard(engine: Engine, tmp_path: Path) -> None:

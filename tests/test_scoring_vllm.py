@@ -20,7 +20,12 @@ from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import context_length
 from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.engines import VllmEngineSettings
+from posttrain.settings.plan import Resources, Scoring
+from posttrain.settings.stages import ScoreStage
+from posttrain.stages import score
+from posttrain.steps.output import Inputs, Output
 from posttrain.tables import json_lines, write_rows
+from posttrain.workspace import Workspace
 from tests.small_round import posttrain
 from tests.tiny_model import turn
 
@@ -117,6 +122,40 @@ def test_the_command_scores_with_vllm_and_stops_at_nan(reward: Path, tmp_path: P
     scorer.close()
     with pytest.raises(BadInput, match="closed"):
         scorer.score(rows)
+
+
+@needs_vllm
+def test_the_score_step_of_a_round_scores_with_vllm(reward: Path, tmp_path: Path) -> None:
+    rows = dialogs(6)
+    responses = [
+        {
+            "id": f"{row.id}/0",
+            "prompt_id": row.id,
+            "parents": [row.id],
+            "messages": [message.to_json() for message in row.messages],
+            "seed": 0,
+            "finish_reason": "stop",
+            "num_tokens": 1,
+            "model": "base",
+        }
+        for row in rows
+    ]
+    write_rows(tmp_path / "sample/responses.jsonl", responses)
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm/model").symlink_to(reward)
+    (tmp_path / "out").mkdir()
+    inputs = Inputs(
+        {"sample": tmp_path / "sample", "reward": tmp_path / "rm"},
+        Workspace(tmp_path),
+        Resources(device="cpu"),
+        tmp_path / "machine.json",
+    )
+    out = Output(tmp_path / "out", lambda done, total: None)
+    score.run(inputs, ScoreStage(scoring=Scoring(vllm=SETTINGS)), out)
+    found = {row["id"]: row["score"] for row in json_lines(tmp_path / "out/responses.jsonl")}
+    expected = RewardScorer(reward, None).score(rows)
+    assert list(found) == [f"{row.id}/0" for row in rows]
+    assert list(found.values()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_interpreter_without_vllm_is_bad_input(reward: Path, tmp_path: Path) -> None:

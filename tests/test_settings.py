@@ -92,6 +92,15 @@ def complaint(*overrides: str) -> str:
         ),
         ("selection.penalty=-1", "selection.penalty: Input should be greater than or equal to 0"),
         ("annotator={type: simulated}", "annotator.simulated.rules: this key is required"),
+        ("sampling.engine={type: openai}", "sampling.engine.openai.url: this key is required"),
+        (
+            "sampling.engine={type: openai, url: 'localhost:8000/v1'}",
+            "sampling.engine.openai.url: String should match pattern",
+        ),
+        (
+            "sampling.engine={type: openai, url: 'http://h/v1', reload: 1, trust_served_model: 1}",
+            "sampling.engine.openai: reload and trust_served_model exclude each other",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line(override: str, line: str) -> None:

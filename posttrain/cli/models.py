@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from posttrain.cli.shared import JsonOption, call, print_json
-from posttrain.sample_options import read_options
 from posttrain.settings.engines import ScorerSettings
+from posttrain.settings.sample_options import read_options
 
 ModelArgument = Annotated[Path, typer.Argument(help="Folder of a reward model.")]
 EngineOption = Annotated[

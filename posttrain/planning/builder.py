@@ -13,7 +13,7 @@ from typing import Any
 
 from posttrain.settings.base import Settings
 from posttrain.settings.plan import Plan, Source
-from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.recipe import ExpertPolicy, RecipeSettings
 from posttrain.settings.stages import (
     CIRCUMSTANCES,
     AverageStage,
@@ -38,14 +38,14 @@ VERSIONS = {
     "sft": 2,
     "dpo": 1,
     "average": 1,
-    "sample": 1,
+    "sample": 2,
     "score": 2,
-    "select": 1,
+    "select": 2,
     "curate": 1,
     "measure": 1,
     "measure_members": 1,
     "measure_reward": 2,
-    "gate": 1,
+    "gate": 2,
     "tasks": 2,
 }
 
@@ -86,13 +86,26 @@ class Builder:
         """Folders of the recipes a step reads: their hooks and templates."""
         return {f"recipe:{name}": find_recipe(self.workspace, name).folder for name in self.recipes}
 
-    def data(self, sources: tuple[Source, ...]) -> dict[str, Path]:
-        """Files that sources name, by their place in the list."""
+    def steering(self) -> dict[str, Path]:
+        """Folders of the recipes' prompts, where a recipe steers."""
         return {
+            f"steering:{name}": find_recipe(self.workspace, name).folder / "prompts"
+            for name, one in self.recipes.items()
+            if one.system_prompts
+        }
+
+    def sources(self, sources: tuple[Source, ...]) -> dict[str, Path]:
+        """What the prompts of sources are made of: files by their place in the list, recipes.
+
+        Recipes' code is read only where a hook makes prompts.
+        """
+        files = {
             f"data:{place}": self.workspace.find(one.path)
             for place, one in enumerate(sources)
             if one.type == "file"
         }
+        made = any(one.type == "hook" for one in sources)
+        return {**files, **(self.hooks() if made else self.steering())}
 
     def files(self, kind: str, paths: Sequence[str]) -> dict[str, Path]:
         """Files by kind and place, so that where they lie is no part of a step's identity."""
@@ -113,6 +126,22 @@ class Builder:
                 one.model_dump(include={"name", *keys}, exclude_unset=False)
             )
             for name, one in self.recipes.items()
+        }
+
+    def recipes_in_round(self, number: int, *keys: str) -> dict[str, RecipeSettings]:
+        """The same as they hold in a round: what changes from round to round has its value."""
+        last = len(self.plan.rounds)
+        return {
+            name: one.in_round(number, last)
+            for name, one in self.recipes_with("temperature_in_round", *keys).items()
+        }
+
+    def experts(self) -> dict[str, Path]:
+        """Model folders that recipes sample from in place of the round's own policy."""
+        return {
+            f"expert:{name}": self.workspace.find(one.policy.model)
+            for name, one in self.recipes.items()
+            if isinstance(one.policy, ExpertPolicy)
         }
 
     def average(

@@ -71,7 +71,7 @@ def _bootstrap(b: Builder) -> None:
         "round-0/heldout",
         "prompts",
         heldout,
-        files={**b.base, **b.template, **b.data(sources), **b.hooks()},
+        files={**b.base, **b.template, **b.sources(sources)},
     )
     b.measure("round-0/measure-base", {"files": {"model": b.base["base"]}})
     human = _human(b, 0, plan.bootstrap.human)
@@ -84,7 +84,9 @@ def _bootstrap(b: Builder) -> None:
         files={**b.base, **b.template},
     )
     measured = b.measure("round-0/measure", {"inputs": {"model": policy}})
-    gate = GateStage(round=0, gate=plan.gate, candidate=policy.address)
+    gate = GateStage(
+        round=0, gate=plan.gate, candidate=policy.address, capabilities=tuple(plan.mix)
+    )
     b.add("round-0/gate", "gate", gate, inputs={"measure": measured, "candidate": policy})
     if plan.bootstrap.tasks and not plan.rounds[0].preferences:
         _tasks(b, 0, plan.bootstrap.tasks, policy, {})
@@ -93,7 +95,7 @@ def _bootstrap(b: Builder) -> None:
 def _max_context(plan: Plan) -> int | None:
     """Tokens that the sampling engine takes at most, where it is told."""
     engine = plan.sampling.engine
-    return engine.max_model_len if engine.type == "vllm" else None
+    return None if engine.type == "transformers" else engine.max_model_len
 
 
 def _human(b: Builder, number: int, paths: tuple[str, ...]) -> Step:
@@ -126,6 +128,8 @@ def _round(b: Builder, number: int) -> None:
     last = sft
     if plan.dpo.enabled:
         dpo_inputs = {"preferences": b.steps[f"{at}/preferences"], "sft": sft}
+        if plan.selection.synthetic_pairs is not None:
+            dpo_inputs["select"] = select
         last = _members(b, at, "dpo", plan.dpo, dpo_inputs, {})
     measured = b.measure(f"{at}/measure", {"inputs": {"model": last}})
     if plan.evaluation.members:
@@ -133,7 +137,12 @@ def _round(b: Builder, number: int) -> None:
     b.add(
         f"{at}/gate",
         "gate",
-        GateStage(round=number, gate=plan.gate, candidate=last.address),
+        GateStage(
+            round=number,
+            gate=plan.gate,
+            candidate=last.address,
+            capabilities=tuple(plan.mix),
+        ),
         inputs={"measure": measured, "candidate": last, "before": before},
     )
     if number < len(plan.rounds) and not plan.rounds[number].preferences:
@@ -161,21 +170,9 @@ def _rejection_sampled(
             max_context=_max_context(plan),
             recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
         ),
-        files={**b.base, **b.template, **b.data(sources), **b.hooks()},
+        files={**b.base, **b.template, **b.sources(sources)},
     )
-    sample = b.add(
-        f"{at}/sample",
-        "sample",
-        SampleStage(
-            round=number,
-            seed=plan.seed,
-            sampling=plan.sampling,
-            recipes=b.recipes_with("k", "temperature", "max_tokens", "system_prompts"),
-        ),
-        inputs={"prompts": prompts, **policy.get("inputs", {})},
-        choices=policy.get("choices", {}),
-        files={**b.template, **b.hooks()},
-    )
+    sample = _sample(b, number, prompts, reward, policy)
     history = range(max(1, number - selection.history), number)
     earlier = {f"select:{n}": b.steps[f"round-{n}/select"] for n in history}
     score = b.add(
@@ -184,6 +181,7 @@ def _rejection_sampled(
         ScoreStage(
             ensemble=selection.ensemble != "none",
             penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
+            scoring=plan.scoring,
         ),
         inputs={"sample": sample, **by, **earlier},
         files=b.template,
@@ -195,13 +193,59 @@ def _rejection_sampled(
         SelectStage(
             round=number,
             selection=selection,
-            recipes=b.recipes_with("hooks"),
+            recipes=b.recipes_with("hooks", "answer_in", "languages", "train_on_steering"),
             judge=plan.judge,
         ),
         inputs={"prompts": prompts, "score": score},
         files={**judge, **b.hooks()},
     )
     return score, select
+
+
+def _sample(
+    b: Builder, number: int, prompts: Step, reward: Step, policy: Mapping[str, Any]
+) -> Step:
+    """The step that samples; what a response must pass is its affair only where K is adaptive."""
+    plan = b.plan
+    adaptive = plan.sampling.adaptive
+    keys = ["k", "temperature", "max_tokens", "system_prompts"]
+    if adaptive is not None:
+        keys += ["hooks", "answer_in", "languages"]
+    scores = adaptive is not None and adaptive.target is not None
+    return b.add(
+        f"round-{number}/sample",
+        "sample",
+        SampleStage(
+            round=number,
+            seed=plan.seed,
+            sampling=plan.sampling,
+            recipes=b.recipes_in_round(number, *keys),
+            selection=None if adaptive is None else plan.selection,
+        ),
+        inputs={
+            "prompts": prompts,
+            **policy.get("inputs", {}),
+            **({"reward": reward} if scores else {}),
+        },
+        choices={**policy.get("choices", {}), **_best_policies(b, number)},
+        files={
+            **b.template,
+            **(b.steering() if adaptive is None else b.hooks()),
+            **b.experts(),
+        },
+    )
+
+
+def _best_policies(b: Builder, number: int) -> dict[str, Choice]:
+    """The models that recipes sample from which ask for the best one so far."""
+    if number == 1:
+        return {}
+    gate = b.steps[f"round-{number - 1}/gate"]
+    return {
+        f"policy:{name}": Choice(gate, f"best-{name}.json")
+        for name, recipe in b.recipes.items()
+        if recipe.policy == "best"
+    }
 
 
 def _preferences(b: Builder, number: int) -> None:
@@ -249,7 +293,7 @@ def _reward(b: Builder, at: str, batches: Mapping[str, Step]) -> Step:
     b.add(
         f"{at}/measure-rm",
         "measure_reward",
-        MeasureRewardStage(min_strength=plan.min_strength),
+        MeasureRewardStage(min_strength=plan.min_strength, scoring=plan.scoring),
         inputs={
             "reward": reward,
             **{f"member:rm-{name}": step for name, step in members.items()},
@@ -317,7 +361,7 @@ def _tasks(
     """Tasks for the next round; in round 0 the base is the other model."""
     plan, at = b.plan, f"round-{number}"
     tasks, variants = plan.tasks, {}
-    files = {**b.base, **b.template, **b.data(sources), **b.hooks()}
+    files = {**b.base, **b.template, **b.sources(sources)}
     inputs = {"policy": policy}
     if number == 0:
         tasks = tasks.model_copy(update={"models": ("previous",)})

@@ -1,4 +1,4 @@
-"""What both engines do alike around the model: render requests, cut responses, bound choices.
+"""What all engines do alike around the model: render requests, cut responses, bound choices.
 
 Knows requests and tokenizers; knows no engine.
 

@@ -9,7 +9,8 @@ JSON schema; `posttrain.sampling.vllm_engine` can.
 Shapes: P prompts, R rows (samples), T tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, StepFailed
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
 from posttrain.models.devices import Device, pick_device
-from posttrain.models.folders import context_length
+from posttrain.models.folders import context_length, no_progress_bars
 from posttrain.rows import FinishReason
 from posttrain.sampling.draws import draw_tokens, uniforms
 from posttrain.sampling.prompts import (
@@ -32,6 +33,8 @@ from posttrain.sampling.prompts import (
     response_text,
 )
 from posttrain.settings.engines import TransformersEngineSettings
+
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 @dataclass
@@ -68,12 +71,10 @@ class TransformersEngine:
         Raises:
             BadInput: the folder holds no model or no usable tokenizer, or the device is missing.
         """
-        self._tokenizer = load_tokenizer(model_folder, template)
-        self._ends = end_token_ids(self._tokenizer)
-        self._context = context_length(model_folder)
+        self._settings, self._template = settings, template
         self._batch_size = settings.batch_size
         self._device = torch.device(pick_device(device))
-        self._model = _load(model_folder, settings, self._device)
+        self.reload(model_folder)
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
         """One list of n samples per request, in the requests' order.
@@ -81,6 +82,7 @@ class TransformersEngine:
         Raises:
             BadInput: a request has a JSON schema, or too long a prompt, or choices that max_tokens
                 would cut.
+            StepFailed: a batch does not fit the device's memory.
         """
         for request in requests:
             if request.json_schema is not None:
@@ -95,11 +97,29 @@ class TransformersEngine:
             rows += [_Row(request, prompt, request.seed + i, allowed) for i in range(request.n)]
         # Sorting is stable, so the samples of a request stay together and share its prefill.
         ordered = sorted(rows, key=lambda row: (len(row.prompt), row.request.max_tokens))
-        with torch.inference_mode():
+        with torch.inference_mode(), _out_of_memory_told():
             for start in range(0, len(ordered), self._batch_size):
                 self._decode(ordered[start : start + self._batch_size])
         samples = iter([self._sample(row) for row in rows])
         return [[next(samples) for _ in range(request.n)] for request in requests]
+
+    def reload(self, model_folder: Path) -> None:
+        """Load another model folder in place of this one.
+
+        Raises:
+            BadInput: the folder holds no model or no usable tokenizer.
+        """
+        self._tokenizer = load_tokenizer(model_folder, self._template)
+        self._ends = end_token_ids(self._tokenizer)
+        self._context = context_length(model_folder)
+        # Two models at once may be more than fits.
+        vars(self).pop("_model", None)
+        self._model = _load(model_folder, self._settings, self._device)
+
+    def restart(self) -> None:
+        """Hand back what a batch that did not fit has left."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Forget the weights and hand their memory back."""
@@ -207,6 +227,20 @@ class TransformersEngine:
         )
 
 
+@contextmanager
+def _out_of_memory_told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # On a processor torch raises a plain RuntimeError, told by its text alone.
+        if not isinstance(error, torch.OutOfMemoryError) and _NO_MEMORY not in str(error):
+            raise
+        raise StepFailed(
+            "a batch does not fit the device's memory; lower sampling.engine.batch_size or "
+            "sampling.shard_size"
+        ) from error
+
+
 def _load(
     folder: Path, settings: TransformersEngineSettings, device: torch.device
 ) -> PreTrainedModel:
@@ -215,9 +249,10 @@ def _load(
         dtype = "float32"
     try:
         # Any: the stubs type `to` for a call on the class. Models come ready for inference.
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
+        with no_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: no model could be loaded ({error})") from error
     loaded: PreTrainedModel = model.to(device)

@@ -1,6 +1,6 @@
 """Samples with vLLM, in worker processes of its own that end with the step.
 
-Knows how requests become vLLM's sampling parameters, and which options a machine needs. The step's
+Knows which options vLLM needs; `vllm_requests` knows its sampling parameters. The step's
 process renders prompts and decodes responses with posttrain's own tokenizer code, so both engines
 say the same; vLLM itself is imported only in `posttrain.sampling.vllm_worker`.
 
@@ -9,21 +9,15 @@ say the same; vLLM itself is imported only in `posttrain.sampling.vllm_worker`.
     engine.reload(Path("runs/my/round-2/policy"))
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
 from posttrain.models.folders import context_length
-from posttrain.sampling.prompts import (
-    allowed_tokens,
-    render_requests,
-    response_text,
-)
+from posttrain.sampling.prompts import render_requests
+from posttrain.sampling.vllm_requests import Output, to_samples, vllm_params
 from posttrain.sampling.vllm_workers import VllmWorkers, model_options
 from posttrain.settings.engines import VllmEngineSettings
 
@@ -50,6 +44,7 @@ class VllmEngine:
         self._settings = settings
         longest = context_length(model_folder)
         self._context = min(settings.max_model_len or longest, longest)
+        self._model_folder = model_folder
         self._workers = VllmWorkers(settings, _options(model_folder, settings))
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
@@ -62,14 +57,18 @@ class VllmEngine:
         prompts = render_requests(self._tokenizer, requests, self._context)
         ends = sorted(end_token_ids(self._tokenizer))
         sent = [
-            {"prompt": prompt, "params": _params(self._tokenizer, request, ends)}
+            {"prompt": prompt, "params": vllm_params(self._tokenizer, request, ends)}
             for request, prompt in zip(requests, prompts, strict=True)
         ]
         count = len(self._workers)
         dealt = [{"do": "generate", "requests": sent[place::count]} for place in range(count)]
         answers = self._workers.ask(dealt, None)
         return [
-            self._samples(request, answers[place % count]["samples"][place // count])
+            to_samples(
+                self._tokenizer,
+                request,
+                [Output(**one) for one in answers[place % count]["samples"][place // count]],
+            )
             for place, request in enumerate(requests)
         ]
 
@@ -90,27 +89,25 @@ class VllmEngine:
         if self._workers.reloads:
             message = {"do": "reload", "model": str(model_folder.resolve())}
             self._workers.ask([message] * len(self._workers), self._settings.start_seconds)
+            self._model_folder = model_folder
         else:
-            self.close()
-            self._workers = VllmWorkers(self._settings, _options(model_folder, self._settings))
+            self._model_folder = model_folder
+            self.restart()
         self._tokenizer = tokenizer
+
+    def restart(self) -> None:
+        """End the workers and start new ones with the same model.
+
+        Raises:
+            StepFailed: vLLM could not load the model; with the end of its log.
+        """
+        self.close()
+        options = _options(self._model_folder, self._settings)
+        self._workers = VllmWorkers(self._settings, options)
 
     def close(self) -> None:
         """End every process of the engine."""
         self._workers.close()
-
-    def _samples(self, request: Request, raw: Sequence[dict[str, Any]]) -> list[Sample]:
-        samples = [
-            Sample(
-                text=response_text(self._tokenizer, one["token_ids"], request.stop),
-                token_ids=tuple(one["token_ids"]),
-                finish_reason=one["finish_reason"],
-                logprobs=one["logprobs"],
-            )
-            for one in raw
-        ]
-        # vLLM takes no n above 1 for greedy decoding, whose samples are all equal.
-        return samples * request.n if request.temperature == 0 else samples
 
 
 def _options(model_folder: Path, settings: VllmEngineSettings) -> dict[str, Any]:
@@ -122,27 +119,3 @@ def _options(model_folder: Path, settings: VllmEngineSettings) -> dict[str, Any]
         # schemas.
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
-
-
-def _params(
-    tokenizer: PreTrainedTokenizerBase, request: Request, ends: Sequence[int]
-) -> dict[str, Any]:
-    """Keyword arguments of vLLM's SamplingParams; sample i of n gets seed + i there as well."""
-    params: dict[str, Any] = {
-        "n": 1 if request.temperature == 0 else request.n,
-        "seed": request.seed,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "max_tokens": request.max_tokens,
-        "stop": list(request.stop),
-        "stop_token_ids": list(ends),
-        "skip_special_tokens": False,
-        "logprobs": 0 if request.logprobs else None,
-    }
-    if request.choices:
-        # Called for its check that max_tokens cuts no choice.
-        allowed_tokens(tokenizer, request)
-        params["structured_outputs"] = {"choice": list(request.choices)}
-    elif request.json_schema is not None:
-        params["structured_outputs"] = {"json": request.json_schema}
-    return params

@@ -8,9 +8,9 @@ limits. Knows no engine and no sandbox: `posttrain.sampling.service`, `posttrain
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from posttrain.settings.base import Settings
 
@@ -53,8 +53,46 @@ class VllmEngineSettings(Settings):
     """How long loading the model may take before the step fails."""
 
 
+class OpenAIEngineSettings(Settings):
+    """Sampling from a server that already runs: `vllm serve`, or one that speaks its protocol."""
+
+    type: Literal["openai"] = "openai"
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]
+    """Where its OpenAI-compatible routes lie, such as `http://localhost:8000/v1`."""
+    model: str | None = None
+    """The name that it serves the model by. None is the only one it serves."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's key."""
+    concurrency: Annotated[int, Field(ge=1)] = 64
+    """Requests in flight, each for all samples of one prompt. It changes speed, never which seed a
+    sample draws from."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """How long one request may take, its wait in the server's queue included."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further tries of a request that the server could not answer, after pauses that double from
+    half a second to a minute, or as long as it says."""
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """Longest prompt plus response, in tokens. None is what the server and the model's config
+    allow."""
+    reload: bool = False
+    """Load the weights that a step samples from into the server first. It must be one `vllm serve`
+    on an accelerator, started with VLLM_SERVER_DEV_MODE=1, that sees the model folder under the
+    same path and serves nobody else."""
+    trust_served_model: bool = False
+    """Sample although the server does not say which folder its weights are from."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.reload and self.trust_served_model:
+            raise ValueError(
+                "reload and trust_served_model exclude each other: reload loads the step's weights"
+            )
+        return self
+
+
 EngineSettings = Annotated[
-    TransformersEngineSettings | VllmEngineSettings, Field(discriminator="type")
+    TransformersEngineSettings | VllmEngineSettings | OpenAIEngineSettings,
+    Field(discriminator="type"),
 ]
 
 

@@ -16,6 +16,7 @@ from posttrain.settings.engines import (
     EngineSettings,
     SandboxLimits,
     TransformersEngineSettings,
+    VllmEngineSettings,
 )
 from posttrain.settings.training import (
     PREFIX_KEEPS_KEYS,
@@ -150,6 +151,18 @@ class SimulatedJudge(Settings):
 Judge = Annotated[NoJudge | SimulatedJudge, Field(discriminator="type")]
 
 
+class Adaptive(Settings):
+    """Few samples at first, more only where none of them is good enough, K at most."""
+
+    first: Annotated[int, Field(ge=1)] = 4
+    """Samples that each prompt gets."""
+    growth: Annotated[float, Field(ge=1.25)] = 2.0
+    """How many times as many samples a prompt has after each further try."""
+    target: float | None = None
+    """Reward model's score under which a passing response is not good enough; None asks for the
+    gates alone. Sampling waits for the reward model where this is set."""
+
+
 class Sampling(Settings):
     """Rejection sampling (section 4.2.2); K, temperature and length come from the recipes."""
 
@@ -157,6 +170,16 @@ class Sampling(Settings):
     shard_size: Annotated[int, Field(ge=1)] = 64
     """Prompts that are committed to disk together."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    adaptive: Adaptive | None = None
+    """Spend fewer samples where prompts are easy; None takes all K of each prompt at once."""
+
+
+class Scoring(Settings):
+    """How the reward model scores responses and held-out pairs."""
+
+    vllm: VllmEngineSettings | None = None
+    """Score with vLLM, e.g. `{type: vllm, dtype: float32}`; None scores with transformers, in
+    float32 in the step's own process. Scores are the same but for rounding."""
 
 
 class Similarity(Settings):
@@ -172,6 +195,13 @@ class Similarity(Settings):
     """Of the cosine under the embedder of the pipeline's `dedup`; None embeds nothing."""
 
 
+class SyntheticPairs(Settings):
+    """Preferences that nobody gave: the chosen response over a worse one to the same prompt."""
+
+    min_gap: Annotated[float, Field(gt=0)] = 1.0
+    """How far below the chosen response's score the other one is, at least."""
+
+
 class Selection(Settings):
     """Which of K responses goes on: the gates, then the reward model (section 4.2.2)."""
 
@@ -185,6 +215,9 @@ class Selection(Settings):
     """Drop responses that were cut at the length limit."""
     max_repetition: Share = 0.5
     """Drop responses in which a larger share of 4-grams are repeats."""
+    length_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """What a token of a response costs it in score, where the reward model likes length too
+    well."""
     keep: Annotated[int, Field(ge=1)] = 1
     """How many of the best responses to a prompt go on."""
     ensemble: Literal["none", "mean", "lower"] = "none"
@@ -192,6 +225,8 @@ class Selection(Settings):
     the mean of theirs, or `lower`: the mean less `penalty` × their standard deviation."""
     penalty: Annotated[float, Field(ge=0)] = 1.0
     """How much disagreement of the variants costs under `lower`."""
+    synthetic_pairs: SyntheticPairs | None = None
+    """Also make preferences of the samples, for DPO beside the people's; they are marked."""
     history: Annotated[int, Field(ge=0)] = 5
     """How many earlier rounds' chosen responses are scored and curated again beside this
     round's."""
@@ -307,6 +342,7 @@ class Plan(Settings):
     similarity: Similarity = Similarity()
     reward: RewardSettings = RewardSettings()
     sampling: Sampling = Sampling()
+    scoring: Scoring = Scoring()
     selection: Selection = Selection()
     sft: SftSettings = SftSettings()
     dpo: DpoSettings = DpoSettings()

@@ -5,11 +5,35 @@ Knows every key, its bounds and its default; hooks are code, and found by name.
     load_recipe_settings(workspace, "math", {"k": 16})
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from posttrain.settings.base import Settings
+
+
+class TemperatureRange(Settings):
+    """Drawn from evenly, by the prompt's id."""
+
+    low: Annotated[float, Field(gt=0)]
+    high: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        return self
+
+
+class ExpertPolicy(Settings):
+    """A model to sample from in place of the round's own policy."""
+
+    model: str
+    """A model folder in the workspace, or an absolute path."""
+
+
+Temperature = Annotated[float, Field(gt=0)] | TemperatureRange
+RoundName = Annotated[str, Field(pattern=r"^([1-9][0-9]*|last)$")]
 
 
 class RecipeSettings(Settings):
@@ -21,15 +45,33 @@ class RecipeSettings(Settings):
     """Default share of the SFT mix; a plan's `mix` owns the real one."""
     k: Annotated[int, Field(ge=0)] = 10
     """Samples per prompt (10 to 30 in the paper); 0 turns rejection sampling off."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
+    """Of sampling; a range `{low: 0.2, high: 1}` is drawn from, once for each prompt."""
+    temperature_in_round: dict[RoundName, Temperature] = {}
+    """Round's number, or `last` → a temperature of its own. A plan's last round is both."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Longest response."""
-    policy: Literal["latest"] = "latest"
-    """Which model to sample from: the latest promoted policy."""
+    policy: Literal["latest", "best"] | ExpertPolicy = "latest"
+    """Which model to sample from (section 4.2.2): the latest promoted policy, the one that was
+    best at this capability on dev so far, or an expert: `{model: models/code-expert}`."""
     system_prompts: tuple[str, ...] = ()
     """Templates in `prompts/` (without `.jinja`) that steer; they take turns over a prompt's K
-    samples and are left out of the training row."""
+    samples."""
+    train_on_steering: bool = False
+    """Whether the system prompt that steered stays in the training row; else it is left out."""
+    answer_in: Literal["any", "script", "language"] = "any"
+    """Drop responses in another script, or in another script or language, than the prompt's."""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes that `answer_in` tells apart; none: every language its identifier knows."""
     hooks: tuple[
         Literal["prompts", "verify", "revise", "synthesize", "judge", "evaluate"], ...
     ] = ()
     """Functions of `hooks.py` to use."""
+
+    def in_round(self, number: int, last: int) -> Self:
+        """These settings as they hold in a round of a plan with `last` rounds."""
+        own = self.temperature_in_round
+        name = "last" if number == last and "last" in own else str(number)
+        return self.model_copy(
+            update={"temperature": own.get(name, self.temperature), "temperature_in_round": {}}
+        )

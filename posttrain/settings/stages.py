@@ -15,6 +15,7 @@ from posttrain.settings.plan import (
     Gate,
     Judge,
     Sampling,
+    Scoring,
     Selection,
     Similarity,
     Source,
@@ -95,6 +96,8 @@ class SampleStage(Settings):
     seed: int
     sampling: Sampling
     recipes: Recipes
+    selection: Selection | None = None
+    """The gates that end a prompt's sampling, where K is adaptive."""
 
 
 class ScoreStage(Settings):
@@ -104,6 +107,7 @@ class ScoreStage(Settings):
     """Whether the variants score in place of their average."""
     penalty: float = 0.0
     """What a standard deviation among the variants costs."""
+    scoring: Scoring = Scoring()
 
 
 class SelectStage(Settings):
@@ -145,6 +149,7 @@ class MeasureRewardStage(Settings):
     """Accuracy of the reward model and of its members on held-out pairs."""
 
     min_strength: Strength
+    scoring: Scoring = Scoring()
 
 
 class GateStage(Settings):
@@ -154,6 +159,8 @@ class GateStage(Settings):
     gate: Gate
     candidate: str
     """Address of the model this round made."""
+    capabilities: tuple[str, ...] = ()
+    """Those of which the best model so far is named as well."""
 
 
 class TasksStage(Settings):
@@ -169,6 +176,26 @@ class TasksStage(Settings):
     recipes: Recipes
 
 
+_OF_VLLM = (
+    "python",
+    "tensor_parallel_size",
+    "data_parallel_size",
+    "gpu_memory_utilization",
+    "max_model_len",
+    "cpu_kv_cache_gb",
+    "start_seconds",
+)
+_OF_ENDPOINT = (
+    "url",
+    "model",
+    "api_key_env",
+    "concurrency",
+    "timeout_seconds",
+    "retries",
+    "max_model_len",
+    "reload",
+    "trust_served_model",
+)
 CIRCUMSTANCES = frozenset(
     {
         # Where a file lies; its content enters on its own.
@@ -182,20 +209,11 @@ CIRCUMSTANCES = frozenset(
         "selection.penalty",
         "annotator.rules",
         "judge.rules",
+        "sampling.shard_size",
+        "sampling.engine.batch_size",
+        *(f"sampling.engine.{key}" for key in (*_OF_VLLM, *_OF_ENDPOINT)),
+        *(f"scoring.vllm.{key}" for key in _OF_VLLM),
     }
-) | frozenset(
-    f"sampling.{key}"
-    for key in (
-        "shard_size",
-        "engine.batch_size",
-        "engine.python",
-        "engine.tensor_parallel_size",
-        "engine.data_parallel_size",
-        "engine.gpu_memory_utilization",
-        "engine.max_model_len",
-        "engine.cpu_kv_cache_gb",
-        "engine.start_seconds",
-    )
 )
 """Paths in a stage's settings that say how, not what: no seed or result is defined by them."""
 

@@ -15,7 +15,10 @@ from posttrain.tables import read_json
 
 
 def run(inputs: Inputs, settings: GateStage, out: Output) -> None:
-    """Write `policy.json`: which step's model goes on and its dev figures; beside it the best."""
+    """Write `policy.json`: which step's model goes on and its dev figures; beside it the best.
+
+    `best-CAPABILITY.json` names the model that was best at it on dev so far, promoted or not.
+    """
     mine = _measured(inputs, settings)
     before = read_json(inputs["before"] / "policy.json") if "before" in inputs.paths else None
     best = before["best"] if before else mine
@@ -30,6 +33,8 @@ def run(inputs: Inputs, settings: GateStage, out: Output) -> None:
         "tolerance": settings.gate.tolerance,
     }
     out.write_json("policy", policy)
+    for capability in settings.capabilities:
+        out.write_json(f"best-{capability}", _best_at(capability, inputs, mine, policy))
     out.metrics(promoted=promoted, dev=mine["dev"], best_dev=policy["best"]["dev"])
 
 
@@ -52,6 +57,20 @@ def _measured(inputs: Inputs, settings: GateStage) -> dict[str, Any]:
         "mean_tokens": float(dev["lengths"]["mean_tokens"]),
         "eos_share": float(dev["lengths"]["eos_share"]),
     }
+
+
+def _best_at(
+    capability: str, inputs: Inputs, mine: Mapping[str, Any], policy: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The model that was best at a capability on dev so far; the policy where nothing verifies."""
+    rate = _sampled_dev(inputs["measure"]).get(capability)
+    if rate is None:
+        return policy
+    here = {**mine, "dev": float(rate["value"])}
+    if "before" not in inputs.paths:
+        return here
+    before = read_json(inputs["before"] / f"best-{capability}.json")
+    return here if here["dev"] >= before["dev"] else before
 
 
 def _sampled_dev(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A pair that does not fit the model's context is dropped and counted.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 
 from posttrain.models.devices import pick_device
 from posttrain.reward_measures import CONFIDENCE, ScoredPair, measures
@@ -23,35 +24,35 @@ def run(inputs: Inputs, settings: MeasureRewardStage, out: Output) -> None:
     dev. `measures.json` has the model's `posttrain.reward_measures` by split.
     """
     accuracy, measured = {}, {}
-    scorer = _scorer(inputs, "reward")
-    for split in ("dev", "test"):
-        pairs = _pairs(inputs, split)
-        scored = _scored(scorer, pairs)
-        kept = {one.pair.id for one in scored}
-        for pair in pairs:
-            if pair.id not in kept:
-                out.drop(pair.id, TOO_LONG)
-        accuracy[split] = _accuracies(scored, settings.min_strength)
-        measured[split] = measures(scored)
-        out.part(f"measure {split}", len(pairs), len(scored))
-    dev = _pairs(inputs, "dev")
-    members = {
-        name.partition(":")[2]: _accuracies(
-            _scored(_scorer(inputs, name), dev), settings.min_strength
-        )
-        for name in inputs.named("member:")
-    }
+    with closing(_scorer(inputs, "reward", settings)) as scorer:
+        for split in ("dev", "test"):
+            pairs = _pairs(inputs, split)
+            scored = _scored(scorer, pairs)
+            kept = {one.pair.id for one in scored}
+            for pair in pairs:
+                if pair.id not in kept:
+                    out.drop(pair.id, TOO_LONG)
+            accuracy[split] = _accuracies(scored, settings.min_strength)
+            measured[split] = measures(scored)
+            out.part(f"measure {split}", len(pairs), len(scored))
+    dev, members = _pairs(inputs, "dev"), {}
+    for name in inputs.named("member:"):
+        with closing(_scorer(inputs, name, settings)) as scorer:
+            members[name.partition(":")[2]] = _accuracies(
+                _scored(scorer, dev), settings.min_strength
+            )
     out.write_json("accuracy", accuracy)
     out.write_json("members", members)
     out.write_json("measures", measured)
     out.metrics(accuracy=accuracy, members=members, measures=measured)
 
 
-def _scorer(inputs: Inputs, name: str) -> RewardScorer:
+def _scorer(inputs: Inputs, name: str, settings: MeasureRewardStage) -> RewardScorer:
     return RewardScorer(
         inputs[name] / "model",
         inputs.paths.get("template"),
         device=pick_device(inputs.resources.device),
+        vllm=settings.scoring.vllm,
     )
 
 

@@ -1,70 +1,224 @@
-"""Rejection sampling, first half: K responses to each prompt from the latest policy (4.2.2).
+"""Rejection sampling, first half: K responses to each prompt from the right policy (4.2.2).
 
-Shards are committed one by one; a killed step goes on at the next shard. A response in which the
-model wrote a control token is dropped: read again, it would be a second turn.
+Shards are committed one by one; a killed step goes on at the next shard. While the engine generates
+a shard, the one before it is verified, so that `select` finds verdicts ready. With adaptive K a
+prompt gets more responses only while none of them passes the gates (and reaches the target score).
+
+A response in which the model wrote a control token is dropped: read again, it would be a second
+turn.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from posttrain.errors import PosttrainError
+from posttrain.gates import stopped_at
+from posttrain.generation import Engine
 from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.models.devices import pick_device
 from posttrain.responses import (
     CONTROL_TOKEN,
     Draw,
     candidates_of,
     contains_any,
     steered_requests,
+    waves,
 )
 from posttrain.rows import Candidate, Prompt
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
+from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.stages import SampleStage
 from posttrain.steps.manifest import WORK
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_json
+from posttrain.verifying import VERDICTS, Pair, Verifier
+from posttrain.workspace import load_recipe_settings
 
 
 def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
     """Write `responses.jsonl`: one candidate a row."""
     prompts = load_rows(inputs["prompts"] / "train.jsonl", Prompt)
-    draw = Draw(settings.seed, settings.round, settings.sampling.top_p)
-    asked = steered_requests(prompts, settings.recipes, inputs.workspace, draw)
-    model = str(read_json(inputs["policy"] / "manifest.json")["address"])
-    by_request = {one.request.id: one for one in asked}
-    engine = open_engine(
-        settings.sampling.engine,
-        inputs["policy"] / "model",
-        inputs.paths.get("template"),
-        inputs.resources.device,
-    )
-    forbidden = control_tokens(load_tokenizer(inputs["policy"] / "model"))
-    tokens = stopped = total = 0
-
-    def rows() -> Iterator[Candidate]:
-        nonlocal tokens, stopped, total
-        for request, samples in generate_in_shards(
-            engine,
-            [one.request for one in asked],
-            settings.sampling.shard_size,
-            out.path / WORK / "shards",
-            out.progress,
-        ):
-            for row in candidates_of(by_request[request.id], samples, model):
-                if contains_any(row.response, forbidden):
-                    out.drop(row.id, CONTROL_TOKEN, text=row.response)
-                    continue
-                tokens += row.num_tokens
-                stopped += row.finish_reason == "stop"
-                total += 1
-                yield row
-
+    sampler = _Sampler(inputs, settings, out)
     try:
-        out.write("responses", rows())
+        out.write("responses", sampler.responses(prompts))
     finally:
-        engine.close()
+        sampler.close()
+    kept = max(1, sampler.kept)
     out.metrics(
-        tokens=tokens,
-        mean_tokens=tokens / max(1, total),
-        eos_share=stopped / max(1, total),
+        tokens=sampler.tokens,
+        mean_tokens=sampler.kept_tokens / kept,
+        eos_share=sampler.stopped / kept,
         prompts=len(prompts),
+        responses_per_prompt=sampler.asked / max(1, len(prompts)),
     )
-    out.part("sample", sum(one.request.n for one in asked), total)
+    if settings.sampling.adaptive is not None:
+        out.metrics(tokens_per_accepted=sampler.tokens / max(1, len(sampler.settled)))
+    out.part("sample", sampler.asked, sampler.kept)
+
+
+@dataclass
+class _Sampler:
+    """One engine that holds one policy after the other, and what is counted meanwhile."""
+
+    inputs: Inputs
+    settings: SampleStage
+    out: Output
+    asked: int = 0
+    tokens: int = 0
+    kept: int = 0
+    kept_tokens: int = 0
+    stopped: int = 0
+    settled: set[str] = field(default_factory=set)
+    """Prompts that need no further response."""
+
+    def __post_init__(self) -> None:
+        resources, workspace = self.inputs.resources, self.inputs.workspace
+        adaptive, recipes = self.settings.sampling.adaptive, self.settings.recipes
+        if adaptive is None:
+            # Which hooks there are is no part of this step, so that another verifier costs no
+            # samples; here they only make verdicts known early.
+            recipes = {name: load_recipe_settings(workspace, name, {}) for name in recipes}
+        self._verifier = Verifier(
+            workspace,
+            recipes,
+            resources.sandbox,
+            resources.sandbox_workers,
+            self.inputs.machine.parent / VERDICTS,
+        )
+        self._engine: Engine | None = None
+        self._scorer: RewardScorer | None = None
+        if adaptive is not None and adaptive.target is not None:
+            self._scorer = RewardScorer(
+                self.inputs["reward"] / "model",
+                self.inputs.paths.get("template"),
+                device=pick_device(resources.device),
+            )
+
+    def responses(self, prompts: Sequence[Prompt]) -> Iterator[Candidate]:
+        """Every response that can be read again, policy by policy and wave by wave."""
+        groups: dict[str, list[Prompt]] = defaultdict(list)
+        for prompt in prompts:
+            groups[self._policy_of(prompt.capability)].append(prompt)
+        for name, mine in groups.items():
+            folder, model = self._model(name)
+            self._load(folder)
+            forbidden = control_tokens(load_tokenizer(folder))
+            yield from self._in_waves(mine, name, model, forbidden)
+
+    def close(self) -> None:
+        """Give engine and reward model back."""
+        for one in (self._engine, self._scorer):
+            if one is not None:
+                one.close()
+
+    def _policy_of(self, capability: str) -> str:
+        """The input that holds the model to sample a capability from."""
+        own = (f"expert:{capability}", f"policy:{capability}")
+        return next((name for name in own if name in self.inputs.paths), "policy")
+
+    def _model(self, name: str) -> tuple[Path, str]:
+        """A policy's model folder, and what its responses say they come from."""
+        folder = self.inputs[name]
+        manifest = folder / "manifest.json"
+        if not manifest.is_file():
+            return folder, name
+        return folder / "model", str(read_json(manifest)["address"])
+
+    def _load(self, folder: Path) -> None:
+        if self._engine is not None:
+            self._engine.reload(folder)
+            return
+        self._engine = open_engine(
+            self.settings.sampling.engine,
+            folder,
+            self.inputs.paths.get("template"),
+            self.inputs.resources.device,
+        )
+
+    def _readable(self, rows: Sequence[Candidate], forbidden: Sequence[str]) -> Iterator[Candidate]:
+        """The rows that can be read again; all are counted."""
+        for row in rows:
+            self.asked += 1
+            self.tokens += row.num_tokens
+            if contains_any(row.response, forbidden):
+                self.out.drop(row.id, CONTROL_TOKEN, text=row.response)
+                continue
+            self.kept += 1
+            self.kept_tokens += row.num_tokens
+            self.stopped += row.finish_reason == "stop"
+            yield row
+
+    def _in_waves(
+        self, prompts: Sequence[Prompt], name: str, model: str, forbidden: Sequence[str]
+    ) -> Iterator[Candidate]:
+        """Responses of all prompts, then further ones where those were not good enough."""
+        adaptive = self.settings.sampling.adaptive
+        most = max(self.settings.recipes[prompt.capability].k for prompt in prompts)
+        parts = [range(most)] if adaptive is None else waves(adaptive, most)
+        for part in parts:
+            open_prompts = [prompt for prompt in prompts if prompt.id not in self.settled]
+            yield from self._wave(open_prompts, part, name, model, forbidden)
+
+    def _wave(
+        self,
+        prompts: Sequence[Prompt],
+        part: range,
+        name: str,
+        model: str,
+        forbidden: Sequence[str],
+    ) -> Iterator[Candidate]:
+        """Some of the K responses to each prompt; a shard is looked at while the next is made."""
+        sampling = self.settings.sampling
+        draw = Draw(self.settings.seed, self.settings.round, sampling.top_p)
+        workspace, recipes = self.inputs.workspace, self.settings.recipes
+        asked = steered_requests(prompts, recipes, workspace, draw, part)
+        by_request = {one.request.id: one for one in asked}
+        assert self._engine is not None
+        waiting: list[Pair] = []
+        folder = self.out.path / WORK / "shards" / name.replace(":", "-") / f"from-{part.start}"
+        requests = [one.request for one in asked]
+        for place, (request, samples) in enumerate(
+            generate_in_shards(
+                self._engine, requests, sampling.shard_size, folder, self.out.progress
+            ),
+            1,
+        ):
+            one = by_request[request.id]
+            rows = list(self._readable(candidates_of(one, samples, model), forbidden))
+            waiting += [(row, one.prompt) for row in rows]
+            if place % sampling.shard_size == 0 or place == len(requests):
+                self._look(waiting)
+                waiting = []
+            yield from rows
+
+    def _look(self, pairs: Sequence[Pair]) -> None:
+        """Verify responses, and settle the prompts of those that are good enough."""
+        adaptive = self.settings.sampling.adaptive
+        if adaptive is None:
+            self._verify_ahead(pairs)
+            return
+        gates, recipes = self.settings.selection, self.settings.recipes
+        assert gates is not None
+        passing = [
+            (row, prompt)
+            for (row, prompt), verdict in zip(pairs, self._verifier.verify(pairs), strict=True)
+            if stopped_at(row, prompt, verdict, gates, recipes[prompt.capability]) is None
+        ]
+        if self._scorer is not None and adaptive.target is not None:
+            dialogs = [Dialog(row.messages, row.tools, row.id) for row, _ in passing]
+            scores = self._scorer.score(dialogs)
+            passing = [
+                pair
+                for pair, score in zip(passing, scores, strict=True)
+                if score is not None and score >= adaptive.target
+            ]
+        self.settled |= {prompt.id for _, prompt in passing}
+
+    def _verify_ahead(self, pairs: Sequence[Pair]) -> None:
+        """Have verdicts ready for `select`, which tells what is wrong with a verifier."""
+        with suppress(PosttrainError):
+            self._verifier.verify(pairs)

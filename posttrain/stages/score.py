@@ -7,6 +7,7 @@ does not fit the reward model's context is dropped and counted.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from posttrain.ensembles import lower_bounds
 from posttrain.models.devices import pick_device
@@ -30,11 +31,14 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
     if settings.ensemble:
         members = inputs.named("member:")
         scored = _combined(
-            {name.partition(":")[2]: _scored_by(inputs, name, rows, out) for name in members},
+            {
+                name.partition(":")[2]: _scored_by(inputs, name, rows, settings, out)
+                for name in members
+            },
             settings.penalty,
         )
     else:
-        scored = _scored_by(inputs, "reward", rows, out)
+        scored = _scored_by(inputs, "reward", rows, settings, out)
     for row in scored:
         if row.score is None:
             out.drop(row.id, TOO_LONG, parents=list(row.parents))
@@ -61,16 +65,18 @@ def _earlier_choices(inputs: Inputs) -> list[Candidate]:
 
 
 def _scored_by(
-    inputs: Inputs, model: str, rows: Sequence[Candidate], out: Output
+    inputs: Inputs, model: str, rows: Sequence[Candidate], settings: ScoreStage, out: Output
 ) -> list[Candidate]:
     """The rows with the scores of one model, which is let go before the next one is loaded."""
     scorer = RewardScorer(
         inputs[model] / "model",
         inputs.paths.get("template"),
         device=pick_device(inputs.resources.device),
+        vllm=settings.scoring.vllm,
     )
     dialogs = [Dialog(row.messages, row.tools, row.id) for row in rows]
-    scores = score_in_chunks(scorer, dialogs, out.progress)
+    with closing(scorer):
+        scores = score_in_chunks(scorer, dialogs, out.progress)
     return [
         row.model_copy(update={"score": score}) for row, score in zip(rows, scores, strict=True)
     ]

@@ -5,16 +5,17 @@ A prompt where nothing passes goes to `hard.jsonl` with its best attempt.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+from posttrain.gates import stopped_at
 from posttrain.hooks import Grade, Verdict
 from posttrain.judging import Judge, SimulatedJudge
-from posttrain.recipes import StepHandle, open_recipes, verify_all
-from posttrain.responses import repetition
-from posttrain.rows import Candidate, Prompt, content_id
-from posttrain.settings.plan import Selection
+from posttrain.rows import Candidate, Preference, Prompt, content_id
+from posttrain.settings.plan import SyntheticPairs
 from posttrain.settings.stages import SelectStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
+from posttrain.verifying import VERDICTS, Verifier
 from posttrain.workspace import load_functions
 
 NOT_CHOSEN = {"reward": "not the best of K", "random": "another one of K was drawn"}
@@ -24,43 +25,52 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     """Write `selected.jsonl` (with score, verdict, grade and pass rate) and `hard.jsonl`."""
     prompts = {p.id: p for p in load_rows(inputs["prompts"] / "train.jsonl", Prompt)}
     rows = load_rows(inputs["score"] / "responses.jsonl", Candidate)
-    verdicts = verify_all(
-        open_recipes(inputs.workspace, settings.recipes),
-        [(row, prompts[row.prompt_id]) for row in rows],
-        StepHandle(inputs.resources.sandbox, 0),
+    verifier = Verifier(
+        inputs.workspace,
+        settings.recipes,
+        inputs.resources.sandbox,
         inputs.resources.sandbox_workers,
+        inputs.machine.parent / VERDICTS,
     )
+    verdicts = verifier.verify([(row, prompts[row.prompt_id]) for row in rows])
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
     for row, verdict in zip(rows, verdicts, strict=True):
         groups[row.prompt_id].append((row, verdict))
     judge = SimulatedJudge(inputs["judge"], load_functions) if "judge" in inputs.paths else None
-    selected, hard = [], []
+    gates = settings.selection
+    best_first = partial(_best_first, penalty=gates.length_penalty)
+    order = best_first if gates.by == "reward" else _any_first
+    selected, hard, pairs = [], [], []
     for prompt_id, group in groups.items():
-        passing = _through_gates(group, settings.selection, out)
-        order = _best_first if settings.selection.by == "reward" else _any_first
+        prompt = prompts[prompt_id]
+        recipe = settings.recipes[prompt.capability]
+        passing = _passing(group, prompt, settings, out)
         passing.sort(key=order)
+        best = passing[: gates.keep]
+        for row in passing[gates.keep :]:
+            out.drop(row.id, NOT_CHOSEN[gates.by], score=row.score)
         known = [verdict.passed for _, verdict in group if verdict is not None]
         rate = sum(known) / len(known) if known else None
-        best = passing[: settings.selection.keep]
-        for row in passing[settings.selection.keep :]:
-            out.drop(row.id, NOT_CHOSEN[settings.selection.by], score=row.score)
         if not best:
-            attempt = min((row for row, _ in group), key=_best_first)
+            attempt = min((row for row, _ in group), key=best_first)
             hard.append(_with(attempt, passed=False, pass_rate=rate))
         for row in best:
             passed = _verdict_of(group, row)
+            trained_on = row.messages[:-1] if recipe.train_on_steering else prompt.prompt
             selected.append(
                 _with(
                     row,
                     passed=passed,
                     pass_rate=rate,
-                    grade=_graded(judge, row, prompts[prompt_id], passed is not False),
+                    grade=_graded(judge, row, prompt, passed is not False),
                     round=settings.round,
-                    level=prompts[prompt_id].level,
-                    # What is trained on: the prompt without the system prompt that steered.
-                    prompt=[m.to_json() for m in prompts[prompt_id].prompt],
+                    level=prompt.level,
+                    prompt=[message.to_json() for message in trained_on],
                 )
             )
+        if best and gates.synthetic_pairs is not None:
+            attempts = [row for row, _ in group]
+            pairs += _pair(best[0], attempts, prompt, gates.synthetic_pairs, settings.round)
     out.write("selected", selected)
     out.write("hard", hard)
     out.part("select", len(rows), len(selected))
@@ -71,32 +81,70 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
         prompts_without_response=len(prompts.keys() - groups.keys()),
         verified=len(verified),
     )
+    if gates.synthetic_pairs is not None:
+        out.write("pairs", pairs)
+        out.metrics(synthetic_pairs=len(pairs))
     if verified:
         out.metrics(pass_rate=sum(verified) / len(verified))
 
 
-def _through_gates(
-    group: Sequence[tuple[Candidate, Verdict | None]], gates: Selection, out: Output
+def _passing(
+    group: Sequence[tuple[Candidate, Verdict | None]],
+    prompt: Prompt,
+    settings: SelectStage,
+    out: Output,
 ) -> list[Candidate]:
-    through = []
+    recipe = settings.recipes[prompt.capability]
+    passing = []
     for row, verdict in group:
-        if gates.require_stop and row.finish_reason != "stop":
-            out.drop(row.id, "cut at the length limit")
-        elif not row.response.strip():
-            out.drop(row.id, "empty response")
-        elif repetition(row.response) > gates.max_repetition:
-            out.drop(row.id, "repetitive")
-        elif gates.verify and verdict is not None and not verdict.passed:
-            out.drop(row.id, "verifier", evidence=verdict.evidence)
+        reason = stopped_at(row, prompt, verdict, settings.selection, recipe)
+        if reason is None:
+            passing.append(row)
         else:
-            through.append(row)
-    return through
+            evidence = {} if verdict is None else {"evidence": verdict.evidence}
+            out.drop(row.id, reason, **evidence)
+    return passing
 
 
-def _best_first(row: Candidate) -> tuple[float, str]:
-    """By score; equal scores by hash, so that no order of sampling is favoured."""
+def _pair(
+    best: Candidate,
+    rows: Sequence[Candidate],
+    prompt: Prompt,
+    limits: SyntheticPairs,
+    round_number: int,
+) -> list[Preference]:
+    """The chosen response over the worst one that is whole and far enough below it, if any is."""
+    assert best.score is not None
+    whole = [
+        row
+        for row in rows
+        if row.score is not None and row.finish_reason == "stop" and row.response
+    ]
+    worst = min(whole, key=lambda row: (row.score, row.id), default=best)
+    if worst.score is None or best.score - worst.score < limits.min_gap:
+        return []
+    return [
+        Preference.model_validate(
+            {
+                "id": f"round-{round_number}/{prompt.id}/pair",
+                "parents": (best.id, worst.id),
+                "prompt": prompt.prompt,
+                "chosen": best.messages[-1:],
+                "rejected": worst.messages[-1:],
+                "tools": prompt.tools,
+                "strength": "better",
+                "capability": prompt.capability,
+                "batch": f"round-{round_number}",
+                "synthetic": True,
+            }
+        )
+    ]
+
+
+def _best_first(row: Candidate, penalty: float) -> tuple[float, str]:
+    """By score less what its length costs; equal ones by hash, so that no order is favoured."""
     assert row.score is not None
-    return -row.score, content_id(row.id)
+    return penalty * row.num_tokens - row.score, content_id(row.id)
 
 
 def _any_first(row: Candidate) -> str:

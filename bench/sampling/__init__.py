@@ -1,0 +1,1 @@
+"""Measurements of sampling: engines side by side, adaptive K beside fixed K."""
