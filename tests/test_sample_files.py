@@ -274,6 +274,10 @@ def test_two_commands_do_not_write_one_output(folder: Path) -> None:
         (["--shard-size", "0"], "--shard-size: Input should be greater than or equal to 1"),
         (["--url", "http://x/v1"], "--url: the transformers engine has no such setting"),
         (["--set", "batch_size=0"], "--set batch_size: Input should be greater than or equal"),
+        (["--engine", "openai"], "--url: the openai engine needs it"),
+        (["--engine", "openai", "--url", "host"], "--url: String should match pattern"),
+        (["--engine", "openai", "--url", "http://h/v1", "--set", "reload=true", "--set",
+          "trust_served_model=true"], "reload and trust_served_model exclude each other"),
         (["--engine", "vllm"], "--device cpu: only the transformers engine"),
         (["--template", "gone.jinja"], "gone.jinja: no such chat template"),
         (["--system", "gone.txt"], "gone.txt: no such system prompt"),
@@ -353,6 +357,14 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     assert first.startswith("sampling: 2 of 5 requests, ") and first.endswith(" tokens/s")
     assert second.startswith("sampling: 4 of 5 requests, ")
     assert last.startswith("15 responses to 5 prompts, ")
+
+
+def test_an_endpoint_that_is_not_there_is_one_line_and_leaves_nothing(folder: Path) -> None:
+    endpoint = ["--engine", "openai", "--url", "http://127.0.0.1:9/v1", "--set", "retries=0"]
+    ended = posttrain(*words(folder, *endpoint, "--device", "auto"))
+    assert ended.code == 1
+    assert ended.one_line().startswith("http://127.0.0.1:9/v1/models did not answer")
+    assert [path.name for path in folder.iterdir()] == ["prompts.jsonl"]
 
 
 @needs_vllm
