@@ -10,7 +10,8 @@ step, no plan and no recipe; requests, seeds and rows are made as a round makes 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator as Rows
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import BadInput
 from posttrain.generation import Engine, Generator, Request, Sample
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
-from posttrain.models.folders import check_model_folder, context_length, read_tensors
+from posttrain.models.folders import (
+    check_model_folder,
+    context_length,
+    no_progress_bars,
+    read_tensors,
+)
 from posttrain.responses import (
     CONTROL_TOKEN,
     Asked,
@@ -88,7 +94,7 @@ class PromptRow(Prompt):
 
 @dataclass
 class _LazyEngine:
-    """An engine that is opened for its first request, and counts what it generates."""
+    """An engine that is opened when there is something to generate, and counts what it does."""
 
     opened_by: Callable[[], Engine]
     responses: int = 0
@@ -96,11 +102,14 @@ class _LazyEngine:
     seconds: float = 0.0
     _engine: Engine | None = None
 
+    def open(self) -> Engine:
+        self._engine = self._engine or self.opened_by()
+        return self._engine
+
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
-        if self._engine is None:
-            self._engine = self.opened_by()
+        engine = self.open()
         begun = time.monotonic()
-        answers = self._engine.generate(requests)
+        answers = engine.generate(requests)
         self.seconds += time.monotonic() - begun
         self.responses += sum(map(len, answers))
         self.tokens += sum(len(one.token_ids) for samples in answers for one in samples)
@@ -185,13 +194,16 @@ def sample_file(settings: SampleFileSettings, prompts: Path, out: Path) -> dict[
             f"{long[0]['reason']}"
         )
     books = _Books([*map(vars, table.rejects), *long])
-    engine = _LazyEngine(
-        lambda: open_engine(settings.engine, settings.model, settings.template, settings.device)
-    )
+    engine = _LazyEngine(lambda: _opened(settings))
     with kept_shards(parts, lambda hashes: _payload(settings, systems, hashes)) as shards:
         try:
-            with _progress(engine) as told:
-                rows = _candidates(settings, engine, asked, shards, told)
+            if len(list(shards.glob("*.jsonl"))) * settings.shard_size < len(asked):
+                # Here and not in a shard, which would be tried again in halves if it failed.
+                engine.open()
+            with (
+                _progress(engine) as told,
+                closing(_candidates(settings, engine, asked, shards, told)) as rows,
+            ):
                 write_rows(parts / "rows.jsonl", books.kept(rows, forbidden))
         finally:
             engine.close()
@@ -235,6 +247,12 @@ def summary_line(found: Mapping[str, Any]) -> str:
             f"{found['rejects']}"
         )
     return f"{', '.join(told)}; {left}"
+
+
+def _opened(settings: SampleFileSettings) -> Engine:
+    # transformers' bar of the weights would stand among the lines of progress.
+    with no_progress_bars():
+        return open_engine(settings.engine, settings.model, settings.template, settings.device)
 
 
 def _check_model(settings: SampleFileSettings) -> None:
@@ -284,7 +302,7 @@ def _requests(
 ) -> tuple[list[Asked], list[dict[str, Any]]]:
     """The requests of the prompts that leave room for a response; and which do not, and why."""
     context = context_length(settings.model)
-    if isinstance(settings.engine, VllmEngineSettings):
+    if not isinstance(settings.engine, TransformersEngineSettings):
         context = min(context, settings.engine.max_model_len or context)
     draw = Draw(settings.seed, 0, settings.top_p, settings.logprobs)
     asked: list[Asked] = []
@@ -327,7 +345,7 @@ def _candidates(
     asked: Sequence[Asked],
     shards: Path,
     told: Told,
-) -> Iterator[Candidate]:
+) -> Rows[Candidate, None, None]:
     requests = [one.request for one in asked]
     answers = generate_in_shards(engine, requests, settings.shard_size, shards, told)
     for one, (_, samples) in zip(asked, answers, strict=True):

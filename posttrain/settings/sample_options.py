@@ -90,7 +90,7 @@ def read_options(options: Mapping[str, Any]) -> SampleFileSettings:
 def _explained(item: Mapping[str, Any]) -> str:
     """A wrong setting, by the option that a user gave."""
     place, message = [str(part) for part in item["loc"]], str(item["msg"])
-    if item["type"] == "value_error" and not place:
+    if item["type"] == "value_error":
         return message.removeprefix("Value error, ")
     option = "-k" if place[0] == "k" else f"--{place[0].replace('_', '-')}"
     if place[0] == "engine":
