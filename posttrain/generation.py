@@ -58,7 +58,7 @@ class Sample(BaseModel):
     """Natural log, one per token of token_ids, under the sampling distribution's model at T = 1."""
 
 
-class Generator(Protocol):
+class Generates(Protocol):
     """Something that answers requests, and can be asked again after it failed."""
 
     def generate(self, requests: list[Request]) -> list[list[Sample]]:
@@ -80,7 +80,7 @@ class Generator(Protocol):
         ...
 
 
-class Engine(Generator, Protocol):
+class Engine(Generates, Protocol):
     """A loaded model that answers requests."""
 
     def reload(self, model_folder: Path) -> None:

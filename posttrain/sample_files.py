@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
-from posttrain.generation import Engine, Generator, Request, Sample
+from posttrain.generation import Engine, Generates, Request, Sample
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import (
     check_model_folder,
@@ -341,7 +341,7 @@ def _payload(
 
 def _candidates(
     settings: SampleFileSettings,
-    engine: Generator,
+    engine: Generates,
     asked: Sequence[Asked],
     shards: Path,
     told: Told,

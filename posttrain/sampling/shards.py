@@ -11,14 +11,14 @@ belong to one step: nothing here knows which model an engine holds.
         …
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.errors import BadInput, Damaged, GuardFailed, StepFailed
-from posttrain.generation import Generator, Request, Sample
+from posttrain.generation import Generates, Request, Sample
 from posttrain.rows import content_id
 from posttrain.tables import load_rows, write_rows
 
@@ -36,12 +36,12 @@ class _Answer(BaseModel):
 
 
 def generate_in_shards(
-    engine: Generator,
+    engine: Generates,
     requests: Sequence[Request],
     shard_size: int,
     folder: Path,
     progress: Callable[[int, int], None],
-) -> Iterator[tuple[Request, list[Sample]]]:
+) -> Generator[tuple[Request, list[Sample]]]:
     """Each request with its samples, in order; what was generated survives a crash.
 
     Seeds stand in the requests, so they do not depend on the shard size.
@@ -90,7 +90,7 @@ def generate_in_shards(
 
 
 def _generate(
-    engine: Generator, requests: list[Request], shard: str, halvings: int
+    engine: Generates, requests: list[Request], shard: str, halvings: int
 ) -> list[list[Sample]]:
     """Samples of all requests; of each half on its own where the engine cannot do them at once."""
     try:

@@ -9,8 +9,8 @@ turn.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,10 +43,9 @@ def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
     """Write `responses.jsonl`: one candidate a row."""
     prompts = load_rows(inputs["prompts"] / "train.jsonl", Prompt)
     sampler = _Sampler(inputs, settings, out)
-    try:
-        out.write("responses", sampler.responses(prompts))
-    finally:
-        sampler.close()
+    # The rows are closed first: a shard at work is waited for, and only then the engine ends.
+    with closing(sampler), closing(sampler.responses(prompts)) as rows:
+        out.write("responses", rows)
     kept = max(1, sampler.kept)
     out.metrics(
         tokens=sampler.tokens,
@@ -98,7 +97,7 @@ class _Sampler:
                 device=pick_device(resources.device),
             )
 
-    def responses(self, prompts: Sequence[Prompt]) -> Iterator[Candidate]:
+    def responses(self, prompts: Sequence[Prompt]) -> Generator[Candidate]:
         """Every response that can be read again, policy by policy and wave by wave."""
         groups: dict[str, list[Prompt]] = defaultdict(list)
         for prompt in prompts:
@@ -181,19 +180,19 @@ class _Sampler:
         waiting: list[Pair] = []
         folder = self.out.path / WORK / "shards" / name.replace(":", "-") / f"from-{part.start}"
         requests = [one.request for one in asked]
-        for place, (request, samples) in enumerate(
+        with closing(
             generate_in_shards(
                 self._engine, requests, sampling.shard_size, folder, self.out.progress
-            ),
-            1,
-        ):
-            one = by_request[request.id]
-            rows = list(self._readable(candidates_of(one, samples, model), forbidden))
-            waiting += [(row, one.prompt) for row in rows]
-            if place % sampling.shard_size == 0 or place == len(requests):
-                self._look(waiting)
-                waiting = []
-            yield from rows
+            )
+        ) as pairs:
+            for place, (request, samples) in enumerate(pairs, 1):
+                one = by_request[request.id]
+                rows = list(self._readable(candidates_of(one, samples, model), forbidden))
+                waiting += [(row, one.prompt) for row in rows]
+                if place % sampling.shard_size == 0 or place == len(requests):
+                    self._look(waiting)
+                    waiting = []
+                yield from rows
 
     def _look(self, pairs: Sequence[Pair]) -> None:
         """Verify responses, and settle the prompts of those that are good enough."""
