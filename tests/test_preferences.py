@@ -144,7 +144,8 @@ def test_a_dialog_goes_on_from_the_best_and_over_turns_that_nobody_judged() -> N
 
 
 def test_the_documented_dialog_is_one() -> None:
-    text = (ROOT / "docs" / "rows.md").read_text().partition("```json\n")[2].partition("```")[0]
+    blocks = (ROOT / "docs" / "rows.md").read_text().split("```json\n")[1:]
+    (text,) = (block for one in blocks if '"turns"' in (block := one.partition("```")[0]))
     row = JudgedRow.model_validate(json.loads(text))
     assert [one.id for one in row.preferences] == ["d7/turn-1", "d7/turn-2"]
     assert [len(one.prompt) for one in row.preferences] == [1, 3]

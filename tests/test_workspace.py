@@ -172,10 +172,10 @@ def test_a_variation_leaves_out_a_variant_with_null(workspace: Workspace) -> Non
 def test_a_wrong_override_of_a_recipe_names_the_plan_too(workspace: Workspace) -> None:
     write(workspace, "recipes/math/recipe.yaml", "{name: math, k: 3}")
     with pytest.raises(BadInput) as caught:
-        load_recipe_settings(workspace, "math", {"temprature": 1.0})
+        load_recipe_settings(workspace, "math", {"max_token": 1.0})
     assert str(caught.value) == (
-        "recipes/math/recipe.yaml + plan.recipes.math: temprature: unknown key; "
-        "did you mean temperature?"
+        "recipes/math/recipe.yaml + plan.recipes.math: max_token: unknown key; "
+        "did you mean max_tokens?"
     )
     write(workspace, "recipes/math/recipe.yaml", "{name: math, kk: 3}")
     with pytest.raises(BadInput, match=r"recipes/math/recipe\.yaml: kk: unknown key"):
