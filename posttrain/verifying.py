@@ -54,7 +54,8 @@ class Verifier:
         hashes = ContentHashes(folder / "hashes.json")
         self._about = {
             name: [hashes.of(find_recipe(workspace, name).folder), limits.model_dump(mode="json")]
-            for name in recipes
+            for name, recipe in self._recipes.items()
+            if "verify" in recipe.hooks
         }
         files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
         self._known = {row["key"]: row["verdict"] for file in files for row in json_lines(file)}
@@ -65,21 +66,26 @@ class Verifier:
         Raises:
             StepFailed: a verifier raised, or answered with something that is no verdict.
         """
-        keys = [self._key(*pair) for pair in pairs]
-        fresh = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._known}
+        # A plan may leave a recipe's verifier out: what was remembered with it says nothing then.
+        keys = [self._key(*pair) if pair[1].capability in self._about else None for pair in pairs]
+        fresh = {
+            key: pair
+            for key, pair in zip(keys, pairs, strict=True)
+            if key is not None and key not in self._known
+        }
         if fresh:
             verdicts = verify_all(self._recipes, list(fresh.values()), self._handle, self._workers)
             found = {
-                key: None if one is None else [one.passed, one.evidence]
+                key: [one.passed, one.evidence]
                 for key, one in zip(fresh, verdicts, strict=True)
+                if one is not None
             }
             self._known |= found
             write_rows(
                 self._folder / f"{content_id(list(found))}.jsonl",
                 ({"key": key, "verdict": verdict} for key, verdict in found.items()),
             )
-        known = (self._known[key] for key in keys)
-        return [None if one is None else Verdict(one[0], one[1]) for one in known]
+        return [None if key is None else Verdict(*self._known[key]) for key in keys]
 
     def _key(self, row: Candidate, prompt: Prompt) -> str:
         seen = row.model_dump(mode="json", include={"messages", "tools", "finish_reason"})

@@ -182,6 +182,9 @@ def test_a_verdict_is_remembered_until_what_it_depends_on_changes(tmp_path: Path
     (recipe / "hooks.py").write_text(hooks.replace("LOOKED", "looked anew"))
     assert {one.evidence for one in verify() if one} == {"looked anew"}
     assert len(log.read_text()) == 4
+    # A plan that leaves the verifier out is told nothing, whatever was remembered.
+    settings["counting"] = RecipeSettings(name="counting", hooks=())
+    assert verify() == [None, None, None]
 
 
 # ---------------------------------------------------------------- the step

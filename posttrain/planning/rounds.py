@@ -221,6 +221,7 @@ def _sample(
             sampling=plan.sampling,
             recipes=b.recipes_in_round(number, *keys),
             selection=None if adaptive is None else plan.selection,
+            verify_ahead=b.recipes_with("hooks") if adaptive is None else {},
         ),
         inputs={
             "prompts": prompts,

@@ -98,6 +98,8 @@ class SampleStage(Settings):
     recipes: Recipes
     selection: Selection | None = None
     """The gates that end a prompt's sampling, where K is adaptive."""
+    verify_ahead: Recipes = {}
+    """Recipes whose verdicts are made known early, where K is fixed: that changes no response."""
 
 
 class ScoreStage(Settings):
@@ -210,6 +212,8 @@ CIRCUMSTANCES = frozenset(
         "annotator.rules",
         "judge.rules",
         "sampling.shard_size",
+        # Only makes verdicts known early.
+        "verify_ahead",
         "sampling.engine.batch_size",
         *(f"sampling.engine.{key}" for key in (*_OF_VLLM, *_OF_ENDPOINT)),
         *(f"scoring.vllm.{key}" for key in _OF_VLLM),

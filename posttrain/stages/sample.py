@@ -36,7 +36,6 @@ from posttrain.steps.manifest import WORK
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_json
 from posttrain.verifying import VERDICTS, Pair, Verifier
-from posttrain.workspace import load_recipe_settings
 
 
 def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
@@ -75,15 +74,10 @@ class _Sampler:
     """Prompts that need no further response."""
 
     def __post_init__(self) -> None:
-        resources, workspace = self.inputs.resources, self.inputs.workspace
-        adaptive, recipes = self.settings.sampling.adaptive, self.settings.recipes
-        if adaptive is None:
-            # Which hooks there are is no part of this step, so that another verifier costs no
-            # samples; here they only make verdicts known early.
-            recipes = {name: load_recipe_settings(workspace, name, {}) for name in recipes}
+        resources, adaptive = self.inputs.resources, self.settings.sampling.adaptive
         self._verifier = Verifier(
-            workspace,
-            recipes,
+            self.inputs.workspace,
+            self.settings.verify_ahead if adaptive is None else self.settings.recipes,
             resources.sandbox,
             resources.sandbox_workers,
             self.inputs.machine.parent / VERDICTS,
@@ -219,5 +213,6 @@ class _Sampler:
 
     def _verify_ahead(self, pairs: Sequence[Pair]) -> None:
         """Have verdicts ready for `select`, which tells what is wrong with a verifier."""
+        ahead = self.settings.verify_ahead
         with suppress(PosttrainError):
-            self._verifier.verify(pairs)
+            self._verifier.verify([pair for pair in pairs if pair[1].capability in ahead])
