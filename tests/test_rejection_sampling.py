@@ -19,10 +19,16 @@ from posttrain.responses import Draw, shared_out, temperature_of, waves
 from posttrain.rows import Candidate, Prompt
 from posttrain.settings.base import parse
 from posttrain.settings.engines import SandboxLimits
-from posttrain.settings.plan import Adaptive, Resources, Sampling, Selection
+from posttrain.settings.plan import (
+    Adaptive,
+    Resources,
+    Sampling,
+    Selection,
+    SyntheticPairs,
+)
 from posttrain.settings.recipe import RecipeSettings, TemperatureRange
 from posttrain.settings.stages import SampleStage
-from posttrain.stages import sample
+from posttrain.stages import sample, select
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import json_lines, write_json, write_rows
 from posttrain.verifying import VERDICTS, Verifier
@@ -185,6 +191,20 @@ def test_a_verdict_is_remembered_until_what_it_depends_on_changes(tmp_path: Path
     # A plan that leaves the verifier out is told nothing, whatever was remembered.
     settings["counting"] = RecipeSettings(name="counting", hooks=())
     assert verify() == [None, None, None]
+
+
+def test_a_synthetic_preference_is_far_enough_whole_and_marked() -> None:
+    scored = [("15", "stop", 2.0), ("15", "stop", -9.0), ("16", "stop", 0.5), ("1", "length", -8.0)]
+    rows = [
+        response(text, finish).model_copy(update={"id": f"p12/{n}", "score": score})
+        for n, (text, finish, score) in enumerate(scored)
+    ]
+    (pair,) = select._pair(rows[0], rows, ask(12), SyntheticPairs(min_gap=1.5), 2)
+    assert pair.parents == ("p12/0", "p12/2")
+    assert (pair.chosen, pair.rejected) == (rows[0].messages[-1:], rows[2].messages[-1:])
+    assert (pair.id, pair.batch) == ("round-2/p12/pair", "round-2")
+    assert (pair.model_extra or {})["synthetic"] is True
+    assert select._pair(rows[0], rows, ask(12), SyntheticPairs(min_gap=1.6), 2) == []
 
 
 # ---------------------------------------------------------------- the step

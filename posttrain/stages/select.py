@@ -115,10 +115,13 @@ def _pair(
 ) -> list[Preference]:
     """The chosen response over the worst one that is whole and far enough below it, if any is."""
     assert best.score is not None
+    # Two prompts that steer may have led to the same text.
     whole = [
         row
         for row in rows
-        if row.score is not None and row.finish_reason == "stop" and row.response
+        if row.score is not None
+        and row.finish_reason == "stop"
+        and row.response.strip() not in ("", best.response.strip())
     ]
     worst = min(whole, key=lambda row: (row.score, row.id), default=best)
     if worst.score is None or best.score - worst.score < limits.min_gap:
