@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table as Printed
 
 from posttrain.errors import BadInput
-from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.models.chat import check_same_template, control_tokens, load_tokenizer
 from posttrain.models.devices import pick_device
 from posttrain.reward_measures import ScoredPair, measures
 from posttrain.rows import Messages, Preference, Strength, Tools, content_id
@@ -44,6 +44,9 @@ class DialogRow(BaseModel):
     id: str = ""
     messages: Messages
     tools: Tools | None = None
+    model: Any = None
+    """The model that answered; where it is a folder, as `posttrain sample` writes it, templates are
+    compared."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,13 +94,18 @@ def score_file(settings: ScorerSettings, rows: Path, out: Path) -> str:
     or longer than the model's context get their reason in a file beside it.
 
     Raises:
-        BadInput: no reward model, no such file, too many malformed rows, or nothing to score.
+        BadInput: no reward model, no such file, too many malformed rows, nothing to score, or
+            responses of a model with another chat template.
         GuardFailed: a score is no finite number, or depends on its batch.
     """
     rejects = out.with_name(f"{out.stem}.rejects.jsonl")
     if rows.resolve() in (out.resolve(), rejects.resolve()):
         raise BadInput(f"--out {out}: this would overwrite the rows; name another file")
     table = _read(settings, rows, DialogRow)
+    if settings.template is None:
+        for model in sorted({row.model for row in table.rows if isinstance(row.model, str)}):
+            if (Path(model) / "tokenizer_config.json").is_file():
+                check_same_template(Path(model), settings.model, "--template")
     scorer = _open(settings)
     try:
         dialogs = [Dialog(row.messages, row.tools, row.id) for row in table.rows]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.errors import BadInput
 from posttrain.gates import stopped_at
 from posttrain.hooks import Verdict
 from posttrain.languages import answered_otherwise, language
@@ -33,7 +34,7 @@ from posttrain.steps.output import Inputs, Output
 from posttrain.tables import json_lines, write_json, write_rows
 from posttrain.verifying import VERDICTS, Verifier
 from posttrain.workspace import Workspace
-from tests.tiny_model import turn
+from tests.tiny_model import turn, with_other_template
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "rounds/tiny/base"
@@ -291,6 +292,12 @@ def test_recipes_sample_from_their_own_policies(world: World) -> None:
     assert {row["model"] for row in rows} == {"round-0/other"}
     rows, _ = world.sample("expert", {"k": 2}, paths={**other, "expert:math": BASE})
     assert {row["model"] for row in rows} == {"expert:math"}
+
+
+def test_an_expert_renders_dialogs_as_the_reward_model_does(world: World) -> None:
+    expert = with_other_template(BASE, world.root / "strange")
+    with pytest.raises(BadInput, match=r"share a vocabulary .* with chat\.template"):
+        world.sample("strange-expert", {"k": 2}, paths={"expert:math": expert})
 
 
 def test_a_killed_step_samples_no_shard_twice(

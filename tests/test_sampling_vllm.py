@@ -130,6 +130,22 @@ def check_equal_to_transformers(
 
 
 @needs_vllm
+def test_two_workers_share_the_requests_and_answer_as_one_does(vllm: VllmEngine) -> None:
+    requests = [request(i, n=4) for i in range(5)]
+    settings = VllmEngineSettings(
+        type="vllm", dtype="float32", data_parallel_size=2, max_num_seqs=8
+    )
+    two = VllmEngine(BASE, settings)
+    try:
+        # Workers that share a core need minutes for this.
+        begun = time.monotonic()
+        assert two.generate(requests) == vllm.generate(requests)
+        assert time.monotonic() - begun < 60
+    finally:
+        two.close()
+
+
+@needs_vllm
 def test_both_engines_agree_on_greedy_and_on_logprobs(vllm: VllmEngine) -> None:
     requests = [request(i, temperature=0.0, logprobs=True) for i in range(5)]
     got = vllm.generate(requests)

@@ -28,7 +28,14 @@ from posttrain.training.job import Job
 from posttrain.training.reward import train_reward
 from posttrain.workspace import Workspace
 from tests.small_round import Ended, posttrain
-from tests.tiny_model import TEMPLATE, examples, make_model, preferences, turn
+from tests.tiny_model import (
+    TEMPLATE,
+    examples,
+    make_model,
+    preferences,
+    turn,
+    with_other_template,
+)
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +328,18 @@ def test_score_says_in_a_line_what_it_lacks(
     assert ended.code == 2
     assert line in ended.one_line()
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_score_refuses_responses_of_another_template(reward: Path, tmp_path: Path) -> None:
+    policy = with_other_template(reward, tmp_path / "policy")
+    row = candidate(0, tuple(DIALOGS[0].messages)).model_copy(update={"model": str(policy)})
+    write_rows(tmp_path / "rows.jsonl", [row])
+    ended, out = scored_by_command(reward, tmp_path / "rows.jsonl")
+    assert ended.code == 2
+    assert "differ in their chat templates" in ended.one_line()
+    assert not out.exists()
+    template = str(reward / "chat_template.jinja")
+    assert scored_by_command(reward, tmp_path / "rows.jsonl", "--template", template)[0].code == 0
 
 
 def test_score_stops_at_a_score_that_is_no_number(reward: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Knows transformers and tokenizers; knows nothing of stages.
     make_model(tmp_path / "base")
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|pad|>",
         chat_template=TEMPLATE.read_text(),
     )
+
+
+def with_other_template(model: Path, folder: Path) -> Path:
+    """A copy of a model whose chat template puts a blank at the end of each dialog."""
+    shutil.copytree(model, folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    return folder
 
 
 def make_model(folder: Path, seed: int = 0, hidden: int = 32, context: int = 256) -> Path:

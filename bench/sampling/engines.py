@@ -1,8 +1,8 @@
 """Tokens per second of our vLLM engine beside a bare `LLM.generate` and transformers' `generate`.
 
-Everybody gets the same token ids and limits; the two vLLM are processes of their own with the same
-options and seeds. All take turns; the first turn is not counted. Two shapes: lengths as the model
-ends its answers (their mean is at most half of the cap), and a random model that hardly ever ends.
+Everybody gets the same token ids and limits, each vLLM the same seeds. All take turns; the first
+turn is not counted. Two shapes: lengths as the model ends its answers (their mean is at most half
+of the cap), and a random model that hardly ever ends.
 
     python -m bench.sampling.engines --prompts 500 -k 16
 """
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from posttrain.settings.engines import VllmEngineSettings
 HERE = Path(__file__).parent
 SETTINGS = VllmEngineSettings(type="vllm", dtype="bfloat16", cpu_kv_cache_gb=2)
 SHARDS = 10
-BATCHES = (64, 256, 1024)
+BATCHES = (256, 1024, 2048)
 CAPS = {"natural": 48, "fixed": 32}
 
 BARE = """
@@ -65,16 +66,20 @@ Contestant = Callable[[], tuple[float, int]]
 
 
 class Bare:
-    """vLLM's own `LLM.generate`, with the options and parameters that our engine gives it."""
+    """vLLM's own `LLM.generate` with the same requests, and without what our engine tunes."""
 
     def __init__(self, folder: Path, model: Path, requests: Sequence[Request]) -> None:
         tokenizer = load_tokenizer(model)
         ends = sorted(end_token_ids(tokenizer))
+        options = {**vllm_engine._options(model, SETTINGS), **vllm_workers.CPU_OPTIONS}
+        # Chunked prefill stays off: with it, requests' own seeds fail on a processor.
+        del options["block_size"]
         work = {
-            "options": {**vllm_engine._options(model, SETTINGS), **vllm_workers.CPU_OPTIONS},
+            "options": options,
             "prompts": render_requests(tokenizer, requests, context_length(model)),
             "params": [vllm_params(tokenizer, one, ends) for one in requests],
         }
+        folder.mkdir()
         (folder / "work.json").write_text(json.dumps(work))
         (folder / "bare.py").write_text(BARE)
         self._process = subprocess.Popen(
@@ -133,17 +138,23 @@ def measure(folder: Path, shape: str, options: argparse.Namespace) -> dict[str, 
         )
         for prompt in tiny_prompts(options.prompts, seed=0)
     ]
-    bare = Bare(folder, model, requests)
-    ours = vllm_engine.VllmEngine(model, SETTINGS)
+    bare = Bare(folder / "bare", model, requests)
+    engines = {
+        "our engine": vllm_engine.VllmEngine(model, SETTINGS),
+        "our engine, two workers": vllm_engine.VllmEngine(
+            model, SETTINGS.model_copy(update={"data_parallel_size": 2})
+        ),
+    }
     contestants: dict[str, Contestant] = {
         "bare vLLM": bare,
-        "our engine": lambda: at_once(ours, requests),
-        f"our engine in {SHARDS} shards": lambda: in_shards(ours, requests, folder),
     }
+    for name, engine in engines.items():
+        contestants[name] = partial(at_once, engine, requests)
+        contestants[f"{name}, in {SHARDS} shards"] = partial(in_shards, engine, requests, folder)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
     for size in BATCHES:
-        contestants[f"transformers generate, batch {size}"] = (
-            lambda size=size: transformers(loaded, model, requests, size)  # type: ignore[misc]
+        contestants[f"transformers generate, batch {size}"] = partial(
+            transformers, loaded, model, requests, size
         )
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     mean_tokens = 0.0
@@ -156,18 +167,18 @@ def measure(folder: Path, shape: str, options: argparse.Namespace) -> dict[str, 
                     rates[name].append(tokens / seconds)
                 print(shape, turn, name, round(tokens / seconds), flush=True)
     finally:
-        ours.close()
         bare.close()
+        for engine in engines.values():
+            engine.close()
     medians = {name: statistics.median(own) for name, own in rates.items()}
     best = max(value for name, value in medians.items() if name.startswith("transformers"))
-    vllm = medians["bare vLLM"]
+    ours = {name: value for name, value in medians.items() if name.startswith("our")}
     return {
         "cap": CAPS[shape],
         "mean_tokens": round(mean_tokens, 1),
         "tokens_per_second": {name: round(value) for name, value in medians.items()},
-        "our engine of bare vLLM": round(medians["our engine"] / vllm, 3),
-        "in shards of bare vLLM": round(medians[f"our engine in {SHARDS} shards"] / vllm, 3),
-        "our engine of transformers' best": round(medians["our engine"] / best, 2),
+        "of bare vLLM": {k: round(v / medians["bare vLLM"], 2) for k, v in ours.items()},
+        "of transformers' best": {k: round(v / best, 2) for k, v in ours.items()},
     }
 
 

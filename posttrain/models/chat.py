@@ -65,6 +65,28 @@ def load_tokenizer(folder: Path, template: Path | None = None) -> PreTrainedToke
     return tokenizer
 
 
+def check_same_template(policy: Path, reward: Path, remedy: str) -> None:
+    """A response is sampled and scored as the same dialog.
+
+    Models of different vocabularies have templates of their own.
+
+    Args:
+        policy: folder of the model that answered.
+        reward: folder of the model that scores, or of one it was trained from.
+        remedy: the setting that names one template for both.
+
+    Raises:
+        BadInput: the two render dialogs of the same tokens differently.
+    """
+    one, other = load_tokenizer(policy), load_tokenizer(reward)
+    if one.chat_template != other.chat_template and one.get_vocab() == other.get_vocab():
+        raise BadInput(
+            f"{policy} and {reward} share a vocabulary and differ in their chat templates, so a "
+            f"response would be scored as another dialog than it was sampled in; name one for both "
+            f"with {remedy}"
+        )
+
+
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids of the tokens that end a turn or a text."""
     # Not get_vocab(): copying 128,000 entries for each dialog costs more than rendering it.

@@ -45,6 +45,9 @@ class VllmEngineSettings(Settings):
     """Share of an accelerator's memory for weights and KV cache."""
     max_model_len: Annotated[int, Field(ge=16)] | None = None
     """Longest prompt plus response, in tokens. None is what the model's config allows."""
+    max_num_seqs: Annotated[int, Field(ge=1)] | None = None
+    """Responses that are generated at a time. None is vLLM's own choice, 256 on a processor and
+    1,024 on a large accelerator."""
     quantization: str | None = None
     """vLLM's name of a quantization, such as `fp8`."""
     cpu_kv_cache_gb: Annotated[int, Field(ge=1)] = 1

@@ -184,6 +184,7 @@ _OF_VLLM = (
     "data_parallel_size",
     "gpu_memory_utilization",
     "max_model_len",
+    "max_num_seqs",
     "cpu_kv_cache_gb",
     "start_seconds",
 )

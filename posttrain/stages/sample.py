@@ -17,7 +17,7 @@ from pathlib import Path
 from posttrain.errors import PosttrainError
 from posttrain.gates import stopped_at
 from posttrain.generation import Engine
-from posttrain.models.chat import control_tokens, load_tokenizer
+from posttrain.models.chat import check_same_template, control_tokens, load_tokenizer
 from posttrain.models.devices import pick_device
 from posttrain.responses import (
     CONTROL_TOKEN,
@@ -98,6 +98,8 @@ class _Sampler:
             groups[self._policy_of(prompt.capability)].append(prompt)
         for name, mine in groups.items():
             folder, model = self._model(name)
+            if "template" not in self.inputs.paths and "policy" in self.inputs.paths:
+                check_same_template(folder, self._model("policy")[0], "chat.template")
             self._load(folder)
             forbidden = control_tokens(load_tokenizer(folder))
             yield from self._in_waves(mine, name, model, forbidden)
