@@ -4,14 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain.dedup import Removal, dialog_hash, exact_duplicates, semantic_dedup
+from posttrain.dedup import (
+    Removal,
+    dialog_hash,
+    exact,
+    exact_duplicates,
+    ivf,
+    products,
+    semantic_dedup,
+)
+from posttrain.dedup.contract import Rule
+from posttrain.dedup.semantic import Mode
 from posttrain.embedding import Embedder, dialog_text, embedder_folder, read_cache, text_key
 from posttrain.errors import BadInput
 from posttrain.rows import Example, Message
 
+CLUSTERED = {"mode": "clustered", "passes": 1}
 TEXTS = ["12+34=?\n46", "Name a river.\nThe Rhine.", "reverse 'abc'\ncba", "12 + 34 = ?\n46"]
 
 
@@ -72,6 +84,52 @@ def test_semantic_dedup_removes_what_brute_force_removes(
         if rule == "kept":
             assert removal.keeper not in {r.row for r in removals}
     assert removals == semantic_dedup(rows, order, threshold, rule, earlier)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["kept", "seen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_modes_agree_where_nothing_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, rule: Rule, dtype: torch.dtype
+) -> None:
+    for module in (products, exact, ivf):
+        monkeypatch.setattr(module, "filter_dtype", lambda: dtype)
+    vectors = planted(7, 520, dimension=32)
+    rows, earlier = vectors[20:], vectors[:20]
+    order = np.random.default_rng(1).permutation(500)
+    expected = brute_force(rows, order.tolist(), 0.95, rule, earlier)
+    assert 50 < len(expected) < 450
+    monkeypatch.setattr(ivf, "BLOCK", 64)
+    # All clusters are probed, and one pass over few rows has a single cluster.
+    for options in ({"mode": "exact", "block": 100}, {"mode": "ivf", "probes": 600}, CLUSTERED):
+        found = semantic_dedup(rows, order, 0.95, rule, earlier, **options)  # type: ignore[arg-type]
+        assert [one.row for one in found] == expected
+        assert found == semantic_dedup(rows, order, 0.95, rule, earlier, mode="exact")
+
+
+def test_few_probes_miss_few_pairs_and_further_passes_find_more() -> None:
+    vectors = planted(3, 4000, dimension=64)
+    order = range(4000)
+    whole = {one.row for one in semantic_dedup(vectors, order, 0.95)}
+    probed = {one.row for one in semantic_dedup(vectors, order, 0.95, mode="ivf", seed=1)}
+    once, thrice = (
+        {one.row for one in semantic_dedup(vectors, order, 0.95, mode="clustered", passes=passes)}
+        for passes in (1, 3)
+    )
+    assert len(whole) > 500
+    assert len(probed ^ whole) <= 0.01 * len(whole)
+    assert len(thrice ^ whole) <= len(once ^ whole)
+
+
+@pytest.mark.parametrize("mode", ["exact", "ivf"])
+def test_of_a_hot_cluster_one_row_stays(mode: Mode) -> None:
+    rng = np.random.default_rng(0)
+    hot = unit(np.eye(1, 64) + 0.01 * rng.normal(size=(600, 64)))
+    cold = unit(rng.normal(size=(1400, 64)))
+    vectors = np.concatenate([hot, cold])[(order := rng.permutation(2000))]
+    first = int(np.flatnonzero(order < 600)[0])
+    found = semantic_dedup(vectors, range(2000), 0.95, mode=mode)
+    assert {one.row for one in found} == set(np.flatnonzero(order < 600)) - {first}
+    assert {one.keeper for one in found} == {first}
 
 
 def test_a_chain_is_no_component() -> None:

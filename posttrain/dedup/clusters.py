@@ -1,0 +1,35 @@
+"""Clusters of vectors by k-means, and which of them a row is near to.
+
+centroids_KD = fit(rows, names, num_clusters=316, seed=0)
+nearest(vectors_BD, centroids_KD, probes=4)
+"""
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+
+from posttrain.dedup.contract import Places, Rows, Vectors
+
+ROWS_A_CLUSTER = 64
+"""Rows that the centroids are fitted on, for each cluster: more hardly moves them."""
+ITERATIONS = 10
+
+
+def fit(rows: Rows, names: Places, num_clusters: int, seed: int) -> torch.Tensor:
+    """Centroids of length 1, shape (K, D), of a sample of the named rows."""
+    rng = np.random.default_rng(seed)
+    size = min(len(names), ROWS_A_CLUSTER * num_clusters)
+    sample_SD = rows.take(np.sort(rng.choice(names, size, replace=False)))
+    start_KD = sample_SD[rng.choice(size, num_clusters, replace=False)]
+    kmeans = KMeans(num_clusters, init=start_KD, n_init=1, max_iter=ITERATIONS, tol=0.0)
+    # Threads add up their parts in the order they end in, and the last bits would change with it.
+    with threadpool_limits(1, "openmp"):
+        centroids_KD = torch.from_numpy(kmeans.fit(sample_SD).cluster_centers_)
+    return torch.nn.functional.normalize(centroids_KD.float(), dim=1)
+
+
+def nearest(vectors_BD: Vectors, centroids_KD: torch.Tensor, probes: int) -> Places:
+    """Numbers of the nearest clusters, nearest first, shape (B, probes)."""
+    products_BK = torch.from_numpy(vectors_BD) @ centroids_KD.T
+    return products_BK.topk(min(probes, len(centroids_KD)), dim=1).indices.numpy()

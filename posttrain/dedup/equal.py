@@ -1,0 +1,41 @@
+"""Equal dialogs, by hash.
+
+exact_duplicates([example, other])
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+from posttrain.dedup.contract import Removal
+from posttrain.rows import Example, content_id
+
+
+def dialog_hash(example: Example) -> str:
+    """Identity of a dialog: every turn, less Unicode form, line-end white space and outer blanks.
+
+    Indentation stays: two programs that differ in it are two programs.
+    """
+    return content_id([[m.role, _plain(m.content), m.tool_calls] for m in example.messages])
+
+
+def _plain(text: str) -> str:
+    lines = unicodedata.normalize("NFC", text).splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def exact_duplicates(examples: Sequence[Example], earlier: Sequence[Example] = ()) -> list[Removal]:
+    """Every example whose dialog an earlier row or an example before it holds already.
+
+    Args:
+        examples: best first.
+        earlier: rows that examples must not repeat; keeper N + e names one.
+    """
+    first: dict[str, int] = {}
+    for place, example in enumerate(earlier):
+        first.setdefault(dialog_hash(example), len(examples) + place)
+    removals = []
+    for index, example in enumerate(examples):
+        keeper = first.setdefault(dialog_hash(example), index)
+        if keeper != index:
+            removals.append(Removal(index, keeper, 1.0))
+    return removals
