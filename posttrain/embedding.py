@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from posttrain.errors import BadInput, Damaged, StepFailed
+from posttrain.models.folders import no_progress_bars
 from posttrain.rows import Message, canonical_json
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Embedder:
         self.device = device
         self.folder = cache / folder_hash(model)
         self._loaded: SentenceTransformer | None = None
+        self._known: dict[str, Cached] | None = None
 
     def embed(self, texts: Sequence[str]) -> Embedded:
         """One vector a text, in the texts' order.
@@ -103,7 +105,9 @@ class Embedder:
         """
         by_key = {text_key(text): text for text in texts}
         ordered = sorted(by_key, key=lambda key: (len(by_key[key]), key))
-        known = read_cache(self.folder)
+        if self._known is None:
+            self._known = read_cache(self.folder)
+        known = self._known
         step = BATCH_SIZE * SHARD_BATCHES
         for start in range(0, len(ordered), step):
             fresh: dict[str, Cached] = {}
@@ -157,7 +161,8 @@ def _load(folder: Path, device: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(str(folder), device=device, local_files_only=True)
+        with no_progress_bars():
+            model = SentenceTransformer(str(folder), device=device, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise BadInput(f"{folder}: no sentence-transformers model loads ({error})") from error
     return model.eval().float()

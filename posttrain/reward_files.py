@@ -14,12 +14,12 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table as Printed
 
 from posttrain.errors import BadInput
 from posttrain.models.chat import check_same_template, control_tokens, load_tokenizer
 from posttrain.models.devices import pick_device
+from posttrain.progress import progress
 from posttrain.reward_measures import ScoredPair, measures
 from posttrain.rows import Messages, Preference, Strength, Tools, content_id
 from posttrain.scoring import (
@@ -109,13 +109,8 @@ def score_file(settings: ScorerSettings, rows: Path, out: Path) -> str:
     scorer = _open(settings)
     try:
         dialogs = [Dialog(row.messages, row.tools, row.id) for row in table.rows]
-        console = Console(stderr=True)
-        shown = console.is_terminal
-        with Progress(console=console, transient=True, disable=not shown) as progress:
-            task = progress.add_task("scoring", total=len(dialogs))
-            scores = score_in_chunks(
-                scorer, dialogs, lambda done, total: progress.update(task, completed=done)
-            )
+        with progress("scoring", "dialogs") as told:
+            scores = score_in_chunks(scorer, dialogs, told)
     finally:
         scorer.close()
     pairs = list(zip(dialogs, scores, strict=True))
@@ -126,10 +121,10 @@ def score_file(settings: ScorerSettings, rows: Path, out: Path) -> str:
         write_rows(rejects, rejected)
     scored = [{"id": row.id, "score": score} for row, score in pairs if score is not None]
     write_rows(out, scored)
-    told = f"{len(scored)} of {len(scored) + len(rejected)} rows scored"
+    line = f"{len(scored)} of {len(scored) + len(rejected)} rows scored"
     if not rejected:
-        return told
-    return f"{told}; {len(long)} too long, {len(table.rejects)} malformed: see {rejects}"
+        return line
+    return f"{line}; {len(long)} too long, {len(table.rejects)} malformed: see {rejects}"
 
 
 def measure_file(settings: ScorerSettings, pairs: Path) -> dict[str, Any]:

@@ -7,18 +7,15 @@ step, no plan and no recipe; requests, seeds and rows are made as a round makes 
     sample_file(settings, Path("prompts.jsonl"), Path("responses.jsonl"))["responses"]
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Rows
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, model_validator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
@@ -30,6 +27,7 @@ from posttrain.models.folders import (
     no_progress_bars,
     read_tensors,
 )
+from posttrain.progress import Told, progress
 from posttrain.responses import (
     CONTROL_TOKEN,
     Asked,
@@ -50,8 +48,6 @@ from posttrain.steps.fingerprint import ContentHashes, without
 from posttrain.tables import read_table, write_rows
 
 TOO_LONG = "too long to sample"
-LINE_SECONDS = 5.0
-"""Seconds between two lines of progress where there is no terminal."""
 _VERSION = 1
 """Raised when the same settings come to give other samples."""
 _DRAWN = {"k", "temperature", "top_p", "max_tokens", "seed", "logprobs", "shard_size"}
@@ -59,8 +55,6 @@ _DRAWN = {"k", "temperature", "top_p", "max_tokens", "seed", "logprobs", "shard_
 
 Systems = Sequence[tuple[str, str]]
 """Name and text of each steering system prompt."""
-Told = Callable[[int, int], None]
-"""Called with the requests done and their total."""
 
 
 class PromptRow(Prompt):
@@ -352,36 +346,9 @@ def _candidates(
         yield from candidates_of(one, samples, str(settings.model))
 
 
-@contextmanager
-def _progress(engine: _LazyEngine) -> Iterator[Told]:
-    """News of how far it is: a bar on a terminal, elsewhere a line every few seconds."""
-    console = Console(stderr=True)
-
+def _progress(engine: _LazyEngine) -> AbstractContextManager[Told]:
     def speed() -> str:
         rate = engine.tokens_per_second
         return "" if rate is None else f"{rate:.0f} tokens/s"
 
-    if not console.is_terminal:
-        last = time.monotonic()
-
-        def line(done: int, total: int) -> None:
-            nonlocal last
-            if done < total and time.monotonic() - last >= LINE_SECONDS:
-                last = time.monotonic()
-                news = filter(None, (f"sampling: {done} of {total} requests", speed()))
-                print(", ".join(news), file=sys.stderr, flush=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task("", total=None)
-        yield lambda done, total: bars.update(
-            task, completed=done, total=total, description=speed()
-        )
+    return progress("sampling", "requests", speed)

@@ -9,7 +9,7 @@ Knows files, lines and reasons. Knows no step: where a table belongs is the call
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -51,14 +51,17 @@ class Table(Generic[RowT]):
         Raises:
             BadInput: naming the share and the first rejects.
         """
-        total = len(self.rows) + len(self.rejects)
-        if len(self.rejects) > allowed * total:
-            first = self.rejects[0]
-            raise BadInput(
-                f"{first.file}: {len(self.rejects)} of {total} rows are malformed, more than the "
-                f"allowed {allowed:.0%} ({setting}); the first: line {first.line}: "
-                f"{first.reason}"
-            )
+        check_share(self.rejects, len(self.rows) + len(self.rejects), allowed, setting)
+
+
+def check_share(rejects: Sequence[Reject], total: int, allowed: float, setting: str) -> None:
+    """Stop when too many of `total` rows are rejects; see `Table.check_share`."""
+    if len(rejects) > allowed * total:
+        first = rejects[0]
+        raise BadInput(
+            f"{first.file}: {len(rejects)} of {total} rows are malformed, more than the "
+            f"allowed {allowed:.0%} ({setting}); the first: line {first.line}: {first.reason}"
+        )
 
 
 def read_table(path: Path, kind: type[RowT], forbidden: Iterable[str] = ()) -> Table[RowT]:
@@ -76,15 +79,15 @@ def read_table(path: Path, kind: type[RowT], forbidden: Iterable[str] = ()) -> T
     rejects: list[Reject] = []
     seen: dict[str, int] = {}
     banned = tuple(forbidden)
-    for number, raw in _raw_rows(path):
-        row = _parse(raw, kind, banned)
+    for number, raw in raw_rows(path):
+        row = parse_row(raw, kind, banned)
         if isinstance(row, str):
-            rejects.append(Reject(path.name, number, row, _excerpt(raw)))
+            rejects.append(Reject(path.name, number, row, excerpt(raw)))
             continue
         row_id = str(row.model_dump(include={"id"}).get("id", ""))
         if row_id and row_id in seen:
             reason = f"id {row_id} was already used in line {seen[row_id]}"
-            rejects.append(Reject(path.name, number, reason, _excerpt(raw)))
+            rejects.append(Reject(path.name, number, reason, excerpt(raw)))
             continue
         seen[row_id] = number
         rows.append(row)
@@ -161,7 +164,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _excerpt(raw: object) -> str:
+def excerpt(raw: object) -> str:
     """The beginning of a row as it stands in its file."""
     text = raw.decode(errors="replace").strip() if isinstance(raw, bytes) else str(raw)
     return text[:_EXCERPT]
@@ -172,8 +175,12 @@ def _line(row: BaseModel | Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Line or row number, and what stands there; blank lines are no rows, but they count."""
+def raw_rows(path: Path) -> Iterator[tuple[int, object]]:
+    """Line or row number, and what stands there; blank lines are no rows, but they count.
+
+    Raises:
+        BadInput: the file is missing, or of another format.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     if path.suffix == ".parquet":
@@ -206,8 +213,8 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(child) for child in value] if isinstance(value, list) else value
 
 
-def _parse(raw: object, kind: type[RowT], banned: tuple[str, ...]) -> RowT | str:
-    """The row, or why there is none."""
+def parse_row(raw: object, kind: type[RowT], banned: tuple[str, ...] = ()) -> RowT | str:
+    """The row that stands in a line's bytes or a Parquet row, or why there is none."""
     try:
         data = _decoded(raw) if isinstance(raw, bytes) else raw
         return _row_of(data, kind, banned)

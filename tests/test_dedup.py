@@ -78,8 +78,8 @@ def test_semantic_dedup_removes_what_brute_force_removes(
     place = {index: rank for rank, index in enumerate(order)}
     for removal in removals:
         cosine = float(whole[removal.row] @ whole[removal.keeper])
-        assert cosine == pytest.approx(removal.cosine, abs=1e-6)
-        assert removal.cosine >= threshold - 1e-7
+        assert cosine == pytest.approx(removal.similarity, abs=1e-6)
+        assert removal.similarity >= threshold - 1e-7
         assert place.get(removal.keeper, -1) < place[removal.row]
         if rule == "kept":
             assert removal.keeper not in {r.row for r in removals}
@@ -144,7 +144,7 @@ def test_a_chain_is_no_component() -> None:
 def test_of_equal_vectors_the_first_in_order_stays_at_threshold_one() -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(1, 384))).repeat(5, axis=0)
     removals = semantic_dedup(vectors, [3, 1, 0, 2, 4], threshold=1.0)
-    assert [(r.row, r.keeper, r.cosine) for r in removals] == [
+    assert [(r.row, r.keeper, r.similarity) for r in removals] == [
         (1, 3, 1.0),
         (0, 3, 1.0),
         (2, 3, 1.0),
@@ -164,7 +164,8 @@ def test_earlier_rows_count_as_kept_and_are_named() -> None:
         ({"threshold": 1.01}, "threshold"),
         ({"threshold": float("nan")}, "threshold"),
         ({"order": [0, 0]}, "order"),
-        ({"order": [0]}, "order"),
+        ({"order": [2]}, "order"),
+        ({"order": [-1]}, "order"),
         ({"vectors_ND": np.zeros((2, 3), np.float32)}, "unit vectors"),
         ({"vectors_ND": np.full((2, 3), np.nan, np.float32)}, "not finite"),
         ({"vectors_ND": np.ones(3, np.float32)}, "matrix"),
@@ -175,6 +176,12 @@ def test_wrong_input_is_refused(change: dict[str, object], message: str) -> None
     good = {"vectors_ND": np.eye(3, dtype=np.float32)[:2], "order": [0, 1], "threshold": 0.9}
     with pytest.raises(BadInput, match=message):
         semantic_dedup(**{**good, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["exact", "ivf", "clustered"])
+def test_a_row_that_is_not_named_is_not_looked_at(mode: Mode) -> None:
+    vectors = np.eye(3, dtype=np.float32)[[0, 0, 1, 0]]
+    assert semantic_dedup(vectors, [3, 2, 1], 0.9, mode=mode) == [Removal(1, 3, 1.0)]
 
 
 def test_no_rows_are_no_removals() -> None:

@@ -351,7 +351,7 @@ def test_a_missing_model_and_a_reward_model_are_refused(
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posttrain.sample_files.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("posttrain.progress.LINE_SECONDS", 0.0)
     ended: Ended = posttrain(*words(folder, "--shard-size", "2"))
     first, second, last = ended.err.splitlines()
     assert first.startswith("sampling: 2 of 5 requests, ") and first.endswith(" tokens/s")

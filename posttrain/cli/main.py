@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from posttrain import __version__
-from posttrain.cli import models, reading, running, workspaces
+from posttrain.cli import data, models, reading, running, workspaces
 from posttrain.errors import Interrupted, PosttrainError, Preempted
 
 app = typer.Typer(
@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(workspaces.recipes_app, name="recipes", help="List and show capability recipes.")
-for _register in (workspaces.register, running.register, reading.register, models.register):
-    _register(app)
+for _commands in (workspaces, running, reading, models, data):
+    _commands.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -111,7 +111,7 @@ def _split(
             others = stands_for[index]
             kept.append(row.decide(step, f"kept over {others}" if others else "no other like it"))
             continue
-        extra = {"keeper": ids[removal.keeper], "cosine": round(removal.cosine, 6)}
+        extra = {"keeper": ids[removal.keeper], "cosine": round(removal.similarity, 6)}
         if truncated and truncated[index]:
             extra["truncated"] = True
         dropped.append(drop(row, step, reason, **extra))

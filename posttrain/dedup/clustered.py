@@ -22,7 +22,7 @@ def dedup_clustered(
 
     Args:
         rows: checked vectors; earlier ones count as kept and are compared with in every pass.
-        order: the N row numbers, best first.
+        order: row numbers, best first; not all need be there.
         threshold: in (0, 1].
         rule: compare with kept rows, or with all rows of the cluster before.
         passes: how often the survivors are clustered afresh.
@@ -47,7 +47,7 @@ def dedup_clustered(
                 for one in dedup_exact(part, members[members < num], threshold, rule)
             ]
         rank = np.empty(num, np.int64)
-        rank[order] = np.arange(num)
+        rank[order] = np.arange(len(order))
         removals += sorted(found, key=lambda one: int(rank[one.row]))
         left = left[~np.isin(left, [one.row for one in found])]
     return removals

@@ -4,9 +4,12 @@ centroids_KD = fit(rows, names, num_clusters=316, seed=0)
 nearest(vectors_BD, centroids_KD, probes=4)
 """
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from posttrain.dedup.contract import Places, Rows, Vectors
@@ -24,7 +27,9 @@ def fit(rows: Rows, names: Places, num_clusters: int, seed: int) -> torch.Tensor
     start_KD = sample_SD[rng.choice(size, num_clusters, replace=False)]
     kmeans = KMeans(num_clusters, init=start_KD, n_init=1, max_iter=ITERATIONS, tol=0.0)
     # Threads add up their parts in the order they end in, and the last bits would change with it.
-    with threadpool_limits(1, "openmp"):
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
+        # Fewer different rows than clusters are nothing to warn of.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         centroids_KD = torch.from_numpy(kmeans.fit(sample_SD).cluster_centers_)
     return torch.nn.functional.normalize(centroids_KD.float(), dim=1)
 

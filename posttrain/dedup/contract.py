@@ -29,7 +29,8 @@ class Removal(NamedTuple):
     keeper: int
     """The most similar row it was compared with; N + e for row e of the earlier ones. Under the
     rule `seen`, and in mode `clustered`, that row may have been removed itself."""
-    cosine: float
+    similarity: float
+    """Cosine; of `minhash`, Jaccard similarity."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def check_input(rows: Rows, order: Places, threshold: float) -> None:
 
     Raises:
         BadInput: vectors that are not finite, not of length 1 or of different dimensions, an
-            order that is no permutation, or a threshold out of range.
+            order that names a row twice or one that is not there, or a threshold out of range.
     """
     if not 0 < threshold <= 1:
         raise BadInput(f"dedup threshold: expected a cosine in (0, 1], got {threshold}")
@@ -109,5 +110,6 @@ def check_input(rows: Rows, order: Places, threshold: float) -> None:
             f"{rows.earlier_ED.shape[1]}: both must come from the same embedder"
         )
     num = len(rows.vectors_ND)
-    if len(order) != num or not np.array_equal(np.sort(order), np.arange(num)):
-        raise BadInput(f"order: expected each row number below {num} exactly once")
+    unique = np.unique(order)
+    if len(unique) != len(order) or (len(unique) and not 0 <= unique[0] <= unique[-1] < num):
+        raise BadInput(f"order: expected row numbers below {num}, each at most once")

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from posttrain.dedup.contract import Removal
-from posttrain.rows import Example, content_id
+from posttrain.rows import Example, Message, content_id
 
 
 def dialog_hash(example: Example) -> str:
@@ -15,10 +15,16 @@ def dialog_hash(example: Example) -> str:
 
     Indentation stays: two programs that differ in it are two programs.
     """
-    return content_id([[m.role, _plain(m.content), m.tool_calls] for m in example.messages])
+    return messages_hash(example.messages)
 
 
-def _plain(text: str) -> str:
+def messages_hash(messages: Sequence[Message]) -> str:
+    """`dialog_hash` of turns."""
+    return content_id([[m.role, plain_text(m.content), m.tool_calls] for m in messages])
+
+
+def plain_text(text: str) -> str:
+    """A text less its Unicode form, line-end white space and outer blank lines."""
     lines = unicodedata.normalize("NFC", text).splitlines()
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 

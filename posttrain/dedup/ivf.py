@@ -26,7 +26,7 @@ def dedup_ivf(
 
     Args:
         rows: checked vectors; earlier ones count as kept before the first row.
-        order: the N row numbers, best first.
+        order: row numbers, best first; not all need be there.
         threshold: in (0, 1].
         rule: compare with kept rows, or with all rows before.
         probes: clusters that a row is compared with.
@@ -39,7 +39,7 @@ def dedup_ivf(
     index = _Index(rows, names, centroids_KD)
     index.add(np.arange(num, len(rows)))
     removals: list[Removal] = []
-    for start in range(0, num, BLOCK):
+    for start in range(0, len(order), BLOCK):
         names_B = order[start : start + BLOCK]
         outside, inside = index.near(names_B, probes, threshold - ROUNDING_BAND)
         gone, counts_B = decide(names_B, outside, inside, rows, threshold, rule)

@@ -36,7 +36,7 @@ def semantic_dedup(
 
     Args:
         vectors_ND: unit vectors, also of a mapped file.
-        order: the N row numbers, best first.
+        order: row numbers, best first; a row that is not named is not looked at.
         threshold: in (0, 1].
         rule: compare with kept rows, or with all rows before.
         earlier_ED: vectors that count as kept before the first row.
@@ -53,7 +53,7 @@ def semantic_dedup(
 
     Raises:
         BadInput: vectors that are not finite, not of length 1 or of different dimensions, an
-            order that is no permutation, or a threshold out of range.
+            order that names a row twice or one that is not there, or a threshold out of range.
     """
     rows = Rows(vectors_ND, vectors_ND[:0] if earlier_ED is None else earlier_ED)
     places = np.asarray(order, dtype=np.int64)

@@ -1,0 +1,58 @@
+"""What `posttrain dedup` can be told. Loads little; `posttrain.dedup_files` does the work.
+
+DedupFileSettings(threshold=0.95, mode="exact")
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from posttrain.errors import BadInput
+from posttrain.settings.base import Settings
+
+
+class DedupFileSettings(Settings):
+    """How a file of rows is deduplicated, outside of a round."""
+
+    vectors: Path | None = None
+    """A .npy file of unit vectors, one for each row of the file; None embeds the rows."""
+    embedder: str = "minilm"
+    """`minilm` (comes with the package), or the folder of a sentence-transformers model."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Keep a row only if its largest cosine to the rows before it is below this."""
+    mode: Literal["auto", "exact", "ivf", "clustered"] = "auto"
+    """`exact` compares all, `ivf` the nearest clusters, `clustered` as the paper does; `auto` is
+    exact up to 100,000 rows and ivf past them."""
+    rule: Literal["kept", "seen"] = "kept"
+    """Compare with rows that were kept, or with every row before."""
+    probes: Annotated[int, Field(ge=1)] = 4
+    """Of ivf: clusters that a row is compared with."""
+    passes: Annotated[int, Field(ge=1)] = 1
+    """Of clustered: how often what is left is clustered afresh."""
+    jaccard: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of runs of five words that two texts may not have in common; 0 leaves this step out."""
+    max_loss: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the rows of a source, capability or topic that semantic duplicates may take; past
+    it the command stops."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the clusters."""
+    reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of malformed input rows past which nothing is done."""
+
+
+def read_options(options: Mapping[str, Any]) -> DedupFileSettings:
+    """The settings that the command line's options say.
+
+    Raises:
+        BadInput: one line for every option that is wrong.
+    """
+    try:
+        return DedupFileSettings.model_validate(options)
+    except ValidationError as error:
+        lines = [
+            f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise BadInput("\n".join(lines)) from None
