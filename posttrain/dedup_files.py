@@ -14,33 +14,27 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
 from rich.console import Console
 from rich.table import Table as Printed
 
 from posttrain.dedup import Removal, semantic_dedup
 from posttrain.dedup.contract import Vectors, check_vectors
-from posttrain.dedup.equal import messages_hash, plain_text
 from posttrain.dedup.minhash import Hashes, band_keys, near_copies, shingles
-from posttrain.embedding import CACHE, Embedder, dialog_text, embedder_folder
+from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
 from posttrain.progress import progress
-from posttrain.rows import Messages, content_id
 from posttrain.settings.dedup_options import DedupFileSettings
 from posttrain.tables import (
-    Reject,
     check_share,
-    excerpt,
-    parse_row,
     raw_rows,
     write_json,
     write_rows,
 )
+from posttrain.text_rows import LABELS, TextRows, json_file_lines
 
 NGRAM = 5
 """Words of a shingle."""
@@ -48,104 +42,9 @@ BATCH = 1024
 TEXTS_AT_ONCE = 8192
 """Texts that are in memory together while they are embedded."""
 SUMMARY = "summary.json"
-LABELS = ("source", "capability", "topic")
-"""Columns by whose values losses are told."""
 STEPS = ("exact_duplicates", "minhash", "semantic_dedup")
 MEASURES = {"minhash": "jaccard", "semantic_dedup": "cosine"}
 REASONS = dict(zip(STEPS, ("equal text", "shared wording", "near duplicate"), strict=True))
-
-
-class TextRow(BaseModel):
-    """A row to compare: a dialog, or a text. Other columns are not looked at."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str = ""
-    messages: Messages = ()
-    text: str = ""
-    quality: float | None = None
-    difficulty: float | None = None
-    score: float | None = None
-    source: Any = None
-    capability: Any = None
-    topic: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_id(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("id"), int):
-            return {**data, "id": str(data["id"])}
-        return data
-
-    @model_validator(mode="after")
-    def _has_text(self) -> Self:
-        if not self.whole_text.strip():
-            raise ValueError("expected messages or a text, and one that is not empty")
-        return self
-
-    @property
-    def hash(self) -> bytes:
-        """The same of equal texts."""
-        whole = messages_hash(self.messages) if self.messages else content_id(plain_text(self.text))
-        return bytes.fromhex(whole)
-
-    @property
-    def whole_text(self) -> str:
-        """What is compared: every turn but system prompts, or the text."""
-        return dialog_text(self.messages) if self.messages else self.text
-
-
-class _Rank(NamedTuple):
-    """Sort key, best first; rows without signals stay in the file's order."""
-
-    product: float
-    score: float
-    difficulty: float
-    tie: str
-
-    @classmethod
-    def of(cls, row: TextRow, own_id: str) -> Self | None:
-        signals = (row.quality, row.difficulty, row.score)
-        if all(signal is None for signal in signals):
-            return None
-        quality, difficulty = (1.0 if s is None else s for s in signals[:2])
-        score = float("-inf") if row.score is None else row.score
-        return cls(-quality * difficulty, -score, -difficulty, content_id(own_id))
-
-
-@dataclass
-class _Rows:
-    """What is known of each row; a row is named by its place in the file, rejects counted."""
-
-    path: Path
-    """Lines of JSON, in the file's order."""
-    ids: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    ranks: list[_Rank | None] = field(default_factory=list)
-    labels: list[tuple[str | None, ...]] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    good: list[int] = field(default_factory=list)
-    """Rows that are no rejects."""
-    keys: list[Hashes] = field(default_factory=list)
-    """Sketches of batches of good rows."""
-
-    def order(self) -> list[int]:
-        """Good rows, best first."""
-        last = _Rank(float("inf"), float("inf"), float("inf"), "")
-        if all(rank is None for rank in self.ranks):
-            return self.good
-        return sorted(self.good, key=lambda row: (self.ranks[row] or last, row))
-
-    def line(self, row: int) -> bytes:
-        """A row as it stands in the file."""
-        with self.path.open("rb") as file:
-            file.seek(self.offsets[row])
-            return file.readline()
-
-    def text(self, row: int) -> str:
-        """What of a row is compared."""
-        return TextRow.model_validate_json(self.line(row)).whole_text
 
 
 def dedup_file(settings: DedupFileSettings, rows: Path, out: Path) -> dict[str, Any]:
@@ -166,7 +65,7 @@ def dedup_file(settings: DedupFileSettings, rows: Path, out: Path) -> dict[str, 
     partial.mkdir(parents=True)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        found = _read(rows, partial / "rows.jsonl", settings)
+        found, keys = _read(rows, partial / "rows.jsonl", settings)
     if vectors is not None and len(vectors) != len(found.ids):
         raise BadInput(
             f"{settings.vectors}: {len(vectors)} vectors for the {len(found.ids)} rows of {rows}; "
@@ -179,7 +78,7 @@ def dedup_file(settings: DedupFileSettings, rows: Path, out: Path) -> dict[str, 
     order = _left(order, removals[STEPS[0]])
     if settings.jaccard:
         with _timed(seconds, STEPS[1]):
-            removals[STEPS[1]] = _worded_alike(found, order, settings.jaccard)
+            removals[STEPS[1]] = _worded_alike(found, keys, order, settings.jaccard)
         order = _left(order, removals[STEPS[1]])
     truncated: set[int] = set()
     if vectors is None:
@@ -261,70 +160,30 @@ def _vectors(path: Path) -> Vectors:
     return vectors
 
 
-def _read(path: Path, copy: Path, settings: DedupFileSettings) -> _Rows:
-    """Look at every row once."""
+def _read(path: Path, copy: Path, settings: DedupFileSettings) -> tuple[TextRows, list[Hashes]]:
+    """Look at every row once; sketches of the good ones, batch by batch."""
     if path.suffix == ".parquet":
         write_rows(copy, (row for _, row in raw_rows(path)))  # type: ignore[misc]
-    found = _Rows(copy if path.suffix == ".parquet" else path)
-    known: dict[str, int] = {}
+    found = TextRows(copy if path.suffix == ".parquet" else path)
+    keys: list[Hashes] = []
     texts: list[str] = []
+
+    def sketch() -> None:
+        if texts and settings.jaccard:
+            keys.append(band_keys(texts, NGRAM))
+        texts.clear()
+
     with progress("reading", "rows") as told:
-        for offset, number, raw in _lines(found.path):
-            place = len(found.ids)
-            row = parse_row(raw, TextRow)
-            if not isinstance(row, str) and row.id and row.id in known:
-                row = f"id {row.id} was already used in line {known[row.id]}"
-            found.offsets.append(offset)
-            if isinstance(row, str):
-                found.rejects.append(Reject(path.name, number, row, excerpt(raw)))
-                found.ids.append("")
-                found.hashes.append(b"")
-                found.ranks.append(None)
-                found.labels.append(())
-                continue
-            found.good.append(place)
-            _note(found, row, raw)
-            if row.id:
-                known[row.id] = number
+        for row in found.read():
             texts.append(row.whole_text)
             if len(texts) == BATCH:
-                _sketch(found, texts, settings)
-                told(place, None)
-    _sketch(found, texts, settings)
+                sketch()
+                told(len(found.ids), None)
+    sketch()
     if not found.ids:
         raise BadInput(f"{path}: expected rows, it has none")
     check_share(found.rejects, len(found.ids), settings.reject_share, "--reject-share")
-    return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Byte offset, line number and content of each line that is not blank."""
-    if path.suffix not in (".jsonl", ".json"):
-        raise BadInput(f"{path}: expected a .jsonl or .parquet file")
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield offset, number, line
-            offset += len(line)
-
-
-def _note(found: _Rows, row: TextRow, raw: bytes) -> None:
-    """Remember of a row what is not its text."""
-    own_id = row.id or content_id(raw.decode().strip())
-    found.ids.append(own_id)
-    found.hashes.append(row.hash)
-    found.ranks.append(_Rank.of(row, own_id))
-    values = (row.source, row.capability, row.topic)
-    found.labels.append(tuple(v if isinstance(v, str) else None for v in values))
-
-
-def _sketch(found: _Rows, texts: list[str], settings: DedupFileSettings) -> None:
-    if texts and settings.jaccard:
-        found.keys.append(band_keys(texts, NGRAM))
-    texts.clear()
+    return found, keys
 
 
 def _left(order: Sequence[int], removals: Sequence[Removal]) -> list[int]:
@@ -338,16 +197,17 @@ def _equal(hashes: Sequence[bytes], order: Sequence[int]) -> list[Removal]:
     return [Removal(row, keeper, 1.0) for row, keeper in pairs if keeper != row]
 
 
-def _worded_alike(found: _Rows, order: Sequence[int], threshold: float) -> list[Removal]:
-    keys_NB = np.zeros((len(found.ids), found.keys[0].shape[1]), np.uint64)
-    keys_NB[found.good] = np.concatenate(found.keys)
-    found.keys.clear()
+def _worded_alike(
+    found: TextRows, keys: Sequence[Hashes], order: Sequence[int], threshold: float
+) -> list[Removal]:
+    keys_NB = np.zeros((len(found.ids), keys[0].shape[1]), np.uint64)
+    keys_NB[found.good] = np.concatenate(keys)
     recent = functools.lru_cache(BATCH)(lambda row: shingles(found.text(row), NGRAM))
     return near_copies(keys_NB, order, recent, threshold)
 
 
 def _embedded(
-    found: _Rows, order: Sequence[int], settings: DedupFileSettings, cache: Path
+    found: TextRows, order: Sequence[int], settings: DedupFileSettings, cache: Path
 ) -> tuple[Vectors, set[int]]:
     """The vectors of the rows that are left, and which of these were read in part alone."""
     embedder = Embedder(embedder_folder(settings.embedder, Path.cwd()), cache)
@@ -373,7 +233,7 @@ def _embedded(
 
 
 def _loss(
-    found: _Rows, order: Sequence[int], removals: Sequence[Removal]
+    found: TextRows, order: Sequence[int], removals: Sequence[Removal]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """For each label and value: rows that were compared, and the share that went."""
     compared: Counter[tuple[str, str]] = Counter()
@@ -403,7 +263,7 @@ def _check_loss(
 
 
 def _write(
-    found: _Rows,
+    found: TextRows,
     kept: Sequence[int],
     removals: Mapping[str, Sequence[Removal]],
     truncated: set[int],
@@ -411,7 +271,7 @@ def _write(
 ) -> None:
     stays = set(kept)
     with (folder / "kept.jsonl").open("wb") as file:
-        for place, (_, _, line) in enumerate(_lines(found.path)):
+        for place, (_, _, line) in enumerate(json_file_lines(found.path)):
             if place in stays:
                 file.write(line if line.endswith(b"\n") else line + b"\n")
         file.flush()

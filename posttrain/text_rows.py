@@ -1,0 +1,168 @@
+"""Rows of a user's file that are compared by their texts: read once, then a text at a time.
+
+Knows the lines of a file, what of a row is text, and in which order rows are gone through. A row is
+named by its place in the file, malformed rows counted; texts stay on disk.
+
+    found = TextRows(Path("rows.jsonl"))
+    for row, line in found.read():
+        …
+    found.text(found.order()[0])
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from posttrain.dedup.equal import messages_hash, plain_text
+from posttrain.embedding import dialog_text
+from posttrain.errors import BadInput
+from posttrain.rows import Messages, content_id
+from posttrain.tables import Reject, excerpt, parse_row
+
+LABELS = ("source", "capability", "topic")
+"""Columns by whose values losses are told."""
+
+
+class TextRow(BaseModel):
+    """A row to compare: a dialog, or a text. Other columns are not looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = ""
+    messages: Messages = ()
+    text: str = ""
+    quality: float | None = None
+    difficulty: float | None = None
+    score: float | None = None
+    source: Any = None
+    capability: Any = None
+    topic: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_id(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("id"), int):
+            return {**data, "id": str(data["id"])}
+        return data
+
+    @model_validator(mode="after")
+    def _has_text(self) -> Self:
+        if not self.whole_text.strip():
+            raise ValueError("expected messages or a text, and one that is not empty")
+        return self
+
+    @property
+    def hash(self) -> bytes:
+        """The same of equal texts."""
+        whole = messages_hash(self.messages) if self.messages else content_id(plain_text(self.text))
+        return bytes.fromhex(whole)
+
+    @property
+    def whole_text(self) -> str:
+        """What is compared: every turn but system prompts, or the text."""
+        return dialog_text(self.messages) if self.messages else self.text
+
+
+class Rank(NamedTuple):
+    """Sort key, best first; rows without signals stay in the file's order."""
+
+    product: float
+    score: float
+    difficulty: float
+    tie: str
+
+    @classmethod
+    def of(cls, row: TextRow, own_id: str) -> Self | None:
+        signals = (row.quality, row.difficulty, row.score)
+        if all(signal is None for signal in signals):
+            return None
+        quality, difficulty = (1.0 if s is None else s for s in signals[:2])
+        score = float("-inf") if row.score is None else row.score
+        return cls(-quality * difficulty, -score, -difficulty, content_id(own_id))
+
+
+@dataclass
+class TextRows:
+    """What is known of each row; a row is named by its place in the file, rejects counted."""
+
+    path: Path
+    """Lines of JSON, in the file's order."""
+    ids: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    ranks: list[Rank | None] = field(default_factory=list)
+    labels: list[tuple[str | None, ...]] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    good: list[int] = field(default_factory=list)
+    """Rows that are no rejects."""
+
+    def read(self) -> Iterator[TextRow]:
+        """Look at every row once, and remember all but its text.
+
+        Raises:
+            BadInput: no such file, or one of another format.
+        """
+        known: dict[str, int] = {}
+        for offset, number, raw in json_file_lines(self.path):
+            row = parse_row(raw, TextRow)
+            if not isinstance(row, str) and row.id and row.id in known:
+                row = f"id {row.id} was already used in line {known[row.id]}"
+            self.offsets.append(offset)
+            if isinstance(row, str):
+                self.rejects.append(Reject(self.path.name, number, row, excerpt(raw)))
+                self._append("", b"", None, ())
+                continue
+            if row.id:
+                known[row.id] = number
+            self.good.append(len(self.ids))
+            own_id = row.id or content_id(raw.decode().strip())
+            values = (row.source, row.capability, row.topic)
+            labels = tuple(v if isinstance(v, str) else None for v in values)
+            self._append(own_id, row.hash, Rank.of(row, own_id), labels)
+            yield row
+
+    def _append(
+        self, own_id: str, text_hash: bytes, rank: Rank | None, labels: tuple[str | None, ...]
+    ) -> None:
+        self.ids.append(own_id)
+        self.hashes.append(text_hash)
+        self.ranks.append(rank)
+        self.labels.append(labels)
+
+    def order(self) -> list[int]:
+        """Good rows, best first."""
+        last = Rank(float("inf"), float("inf"), float("inf"), "")
+        if all(rank is None for rank in self.ranks):
+            return self.good
+        return sorted(self.good, key=lambda row: (self.ranks[row] or last, row))
+
+    def line(self, row: int) -> bytes:
+        """A row as it stands in the file."""
+        with self.path.open("rb") as file:
+            file.seek(self.offsets[row])
+            return file.readline()
+
+    def text(self, row: int) -> str:
+        """What of a row is compared."""
+        return TextRow.model_validate_json(self.line(row)).whole_text
+
+
+def json_file_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Byte offset, line number and content of each line that is not blank.
+
+    Raises:
+        BadInput: no such file, or one of another format.
+    """
+    if path.suffix not in (".jsonl", ".json"):
+        raise BadInput(f"{path}: expected a .jsonl or .parquet file")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield offset, number, line
+            offset += len(line)
