@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from posttrain.curation import Drop, map_assistant
 from posttrain.curation.contract import Curated, CurationTools, Scored
 from posttrain.curation.curate import curate
+from posttrain.curation.decontaminate import held_out_in, index_heldout, worth_a_look
 from posttrain.curation.mix import target_sizes
 from posttrain.embedding import Embedded, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
@@ -21,7 +22,7 @@ from posttrain.hooks import Grade
 from posttrain.judging import SimulatedJudge, render_rubric
 from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.base import parse
-from posttrain.settings.pipeline import RULES, Mix, Pipeline
+from posttrain.settings.pipeline import RULES, Decontaminate, Mix, Pipeline
 from posttrain.workspace import load_functions
 
 DATA_QUALITY = Path(__file__).parent.parent / "data_quality"
@@ -338,7 +339,82 @@ def test_minilm_finds_a_reworded_sum_and_keeps_different_ones(tmp_path: Path) ->
     assert {d.id: d.extra["keeper"] for d in curated.dropped} == {"reworded": "kept"}
 
 
+# Phrases
+
+
+def test_the_worst_rows_of_a_family_go_until_it_has_its_share() -> None:
+    rows = [
+        Scored(
+            example(f"q{i}", f"I\u2019m SORRY, {i}" if i < 8 else f"It is {i}.", id=f"r{i:02}"),
+            score=float(-i),
+            human=i == 7,
+        )
+        for i in range(20)
+    ]
+    settings = pipeline("balance", balance={"max_share": 0.25, "find": False})
+    curated = curate(rows, settings, tools())
+    # 8 of 20 hold it; without 4 of them 4 of 16 do. The one by a person stays, though it is worst.
+    assert {d.id for d in curated.dropped} == {"r03", "r04", "r05", "r06"}
+    assert set(reasons(curated).values()) == {"balance: overused: apology"}
+    assert curated.counts[0].notes["apology"] == {"share": 0.4, "target": 0.25, "dropped": 4}
+
+
+def test_openings_are_compared_with_those_of_people() -> None:
+    def row(number: int, opening: str, human: bool, capability: str = "math") -> Scored:
+        text = f"{opening} {number}"
+        told = example(f"q{number}", text, capability, id=f"{capability}{human}{number}")
+        return Scored(told, score=float(number), human=human)
+
+    people = [row(i, "So the sum is" if i < 10 else "We find", True) for i in range(50)]
+    model = [
+        row(i, "Certainly, here is" if i < 40 else "So the sum is" if i < 70 else "{x:", False)
+        for i in range(100)
+    ]
+    # Without people to compare with nothing is found.
+    other = [row(i, "Certainly, here is", False, "code") for i in range(30)]
+    settings = pipeline("balance", balance={"max_share": 0.1}, mix={"max_repeat": 9})
+    shares = {"math": 0.5, "code": 0.5}
+    curated = curate([*people, *model, *other], settings, tools(shares=shares))
+    found = {name: note["target"] for name, note in curated.counts[0].notes.items()}
+    assert found == {"math opens with 'certainly here is'": 0.1}
+    gone = [d.id for d in curated.dropped if d.step == "balance"]
+    # 40 of 150, and 12 of the 122 that are left.
+    assert sorted(gone) == sorted(f"mathFalse{i}" for i in range(28))
+
+
+def test_dialogs_of_a_capability_that_share_their_wording_lose_to_the_best() -> None:
+    words = "the old town lies on a hill above the river and its bridge is made of stone".split()
+    text = " ".join(words * 2)
+    rows = [
+        Scored(example("Describe it.", text, id="low"), score=1.0),
+        Scored(example("Describe it.", f"{text}\nindeed", id="high"), score=2.0),
+        Scored(example("Describe it.", text, "code", id="elsewhere"), score=0.0),
+        Scored(example("Describe it.", " ".join(reversed(words * 2)), id="other"), score=0.0),
+    ]
+    shares = {"math": 0.6, "code": 0.4}
+    curated = curate(rows, pipeline("minhash"), tools(shares=shares))
+    (gone,) = [d for d in curated.dropped if d.step == "minhash"]
+    assert (gone.id, gone.reason, gone.extra["keeper"]) == ("low", "shared wording", "high")
+    assert 0.8 <= gone.extra["jaccard"] < 1
+
+
 # Decontamination
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), min_size=1, max_size=8),
+    st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), max_size=8),
+)
+def test_no_dialog_that_holds_a_held_out_prompt_is_passed_over(
+    dialogs: list[list[str]], heldout: list[list[str]]
+) -> None:
+    index = index_heldout([ask(" ".join(words)) for words in heldout], 3)
+    rows = [example(" ".join(one), "A b; c\nd") for one in dialogs]
+    looks = worth_a_look([row.messages for row in rows], index, 3)
+    limits = Decontaminate(ngram=3, overlap=0.5)
+    for row, look in zip(rows, looks, strict=True):
+        assert look or held_out_in(row.messages, index, limits) is None
 
 
 def test_held_out_prompts_are_found_whole_and_in_pieces() -> None:
@@ -464,7 +540,7 @@ def test_every_row_is_kept_or_dropped_and_input_order_does_not_matter(
     every = parse(Pipeline, {"dedup": {"max_loss": 1.0}}, "test")
     first = run(rows, every, things)
     shuffled = random.Random(seed).sample(rows, len(rows))
-    assert run(shuffled, every, things) == first
+    assert shown(run(shuffled, every, things)) == shown(first)
     if isinstance(first, Curated):
         ids = [e.id for e in first.kept] + [d.id for d in first.dropped]
         assert sorted(ids) == sorted(s.example.id for s in rows)
@@ -474,6 +550,14 @@ def test_every_row_is_kept_or_dropped_and_input_order_does_not_matter(
         for kept in first.kept:
             steps = [d.split(":")[0] for d in (kept.model_extra or {})["decisions"]]
             assert steps == list(every.order)
+
+
+def shown(result: Curated | str) -> object:
+    """All that a result says."""
+    if isinstance(result, str):
+        return result
+    dropped = [(d.id, d.step, d.reason, dict(d.extra), d.row.example) for d in result.dropped]
+    return (list(result.kept), dropped, result.counts, result.mix)
 
 
 def run(rows: list[Scored], settings: Pipeline, things: CurationTools) -> Curated | str:

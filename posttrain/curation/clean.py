@@ -2,7 +2,7 @@
 
 Knows how to apply rules and to check their answers; knows no rule (`data_quality/rules.py`).
 
-    clean(rows, ("strip_emoji", "drop_empty"), rules)
+    apply_rules(example, ("strip_emoji", "drop_empty"), rules)
 """
 
 import difflib
@@ -18,38 +18,37 @@ from posttrain.rows import Example
 STEP = "clean"
 
 
-def clean(rows: Sequence[Row], names: Sequence[str], rules: Mapping[str, Rule]) -> StepResult:
-    """Apply the named rules in their order; the names of those that changed a row join `edits`.
-
-    Raises:
-        BadInput: an unknown rule, or an answer that no rule may give.
-    """
-    _check_known(names, rules)
+def clean(rows: Sequence[Row], names: Sequence[str]) -> StepResult:
+    """Drop what the rules drop; the rows come cleaned from `posttrain.curation.scan`."""
     kept: list[Row] = []
     dropped: list[Dropped] = []
     modified: Counter[str] = Counter(dict.fromkeys(names, 0))
     for row in rows:
-        example, edits, reason = _apply(row.example, names, rules)
-        modified.update(edits)
-        if edits:
-            example = example.model_copy(update={"edits": (*(example.edits or ()), *edits)})
-        decided = row.decide(STEP, " + ".join(edits) or "unchanged")._replace(example=example)
-        if reason:
-            dropped.append(drop(decided, STEP, reason))
+        modified.update(row.edits)
+        decided = row.decide(STEP, " + ".join(row.edits) or "unchanged")
+        if row.unclean:
+            dropped.append(drop(decided, STEP, row.unclean))
         else:
             kept.append(decided)
     return StepResult(kept, dropped, dict(modified))
 
 
-def _apply(
+def apply_rules(
     example: Example, names: Sequence[str], rules: Mapping[str, Rule]
 ) -> tuple[Example, list[str], str]:
-    """The example after the rules, the rules that changed it, and why it goes ("" if it stays)."""
+    """The example after the rules, the rules that changed it, and why it goes ("" if it stays).
+
+    One that goes is as it came.
+
+    Raises:
+        BadInput: an answer that no rule may give.
+    """
+    came = example
     edits: list[str] = []
     for name in names:
         answer = rules[name](example)
         if isinstance(answer, Drop):
-            return example, edits, f"{name}: {answer.reason}"
+            return came, edits, f"{name}: {answer.reason}"
         if not isinstance(answer, Example):
             raise BadInput(
                 f"clean rule {name}: expected the row, a changed row or Drop(reason), "
@@ -63,7 +62,7 @@ def _apply(
         try:
             Example.model_validate(example.to_json())
         except ValidationError:
-            return example, edits, "the rules left no valid dialog"
+            return came, edits, "the rules left no valid dialog"
     return example, edits, ""
 
 
@@ -78,7 +77,12 @@ def _check_change(name: str, before: Example, after: Example) -> None:
         )
 
 
-def _check_known(names: Sequence[str], rules: Mapping[str, Rule]) -> None:
+def check_known(names: Sequence[str], rules: Mapping[str, Rule]) -> None:
+    """Every named rule is there.
+
+    Raises:
+        BadInput: an unknown rule.
+    """
     for name in names:
         if name not in rules:
             near = difflib.get_close_matches(name, rules, n=3)

@@ -1,18 +1,23 @@
 """What goes into curation, what comes out, and what a cleaning rule answers.
 
 Knows no step. Rows come in as `Scored`, travel between steps as `Row`, and end in `Curated`,
-either among the kept examples or among the dropped ones.
+either among the kept examples or among the dropped ones. A row between two steps holds no text:
+that lies in a file, and is read where it is needed.
 
     Scored(example, score=1.7, grade=Grade(3, 3), prompt=prompt, human=False)
 """
 
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, overload
 
 from posttrain.embedding import Embedded
 from posttrain.hooks import Grade
-from posttrain.rows import Example, Prompt, content_id
+from posttrain.rows import Example, Prompt
 
 
 @dataclass(frozen=True)
@@ -72,31 +77,85 @@ class CurationTools:
     """Rows kept in earlier rounds; a row that equals one of them is a duplicate."""
     seed: int = 0
     """Breaks ties between rows that are equal in every signal."""
+    work: Path | None = None
+    """Folder for texts while they are not looked at; None is the system's."""
+
+
+class Store:
+    """Examples in a file that no one else sees, and that is gone with this object."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """An empty store in a folder, None for the system's."""
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+
+    def add(self, example: Example) -> int:
+        """Where the example lies from now on."""
+        at = self._file.seek(0, os.SEEK_END)
+        self._file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
+        return at
+
+    def read(self, at: int) -> Example:
+        """The example that lies there."""
+        self._file.seek(at)
+        return Example.model_validate_json(self._file.readline())
+
+
+class Hit(NamedTuple):
+    """A held-out prompt found in a dialog."""
+
+    reason: str
+    heldout: str
+    """Id of the held-out prompt."""
+    share: float
+    """Share of its n-grams that were found; 1 for the whole prompt."""
 
 
 class Row(NamedTuple):
     """A row between two steps, with what the steps have found so far."""
 
-    example: Example
+    store: Store
+    at: int
+    """Where in the store its example lies."""
+    number: int
+    """Its place among the rows that came in."""
+    id: str
+    capability: str
+    source: str
     score: float | None
     grade: Grade | None
-    prompt: Prompt | None
     human: bool
+    level: int | None
+    pass_rate: Any
+    content: str
+    """Hash of all that came in: sorted by id and this, the input's order leaves no trace."""
+    dialog: str
+    """`posttrain.dedup.dialog_hash`."""
     tie_break: str
+    edits: tuple[str, ...] = ()
+    """Cleaning rules that changed it."""
+    unclean: str = ""
+    """Why cleaning drops it, if it does."""
+    hit: Hit | None = None
+    phrases: tuple[str, ...] = ()
+    """Families of overused phrases that an answer of it holds."""
+    opening: str = ""
+    """The first words of its last answer."""
     quality: int | None = None
     """How many of the two signals call it best, 0 to 2; None before the quality step."""
     difficulty: int | None = None
     """1 easy to 3 hard; None before the difficulty step."""
+    repeat: int = 1
     decisions: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, scored: Scored, seed: int) -> Self:
-        """A row that no step has seen."""
-        return cls(*scored, tie_break=content_id([seed, scored.example.id]))
+    @property
+    def example(self) -> Example:
+        """Its example, read from the store."""
+        return self.store.read(self.at)
 
     def decide(self, step: str, text: str) -> Self:
         """The row with one more decision on record."""
-        return self._replace(decisions=(*self.decisions, f"{step}: {text}"))
+        # Few different texts, each held once.
+        return self._replace(decisions=(*self.decisions, sys.intern(f"{step}: {text}")))
 
     def rank(self) -> tuple[bool, int, float, int, str]:
         """Sort key, best first: human, quality x difficulty, score, difficulty, hash."""
@@ -108,6 +167,10 @@ class Row(NamedTuple):
     def result(self) -> Example:
         """The example with its `score`, `grade`, `quality`, `difficulty` and `decisions`."""
         extra: dict[str, Any] = {"decisions": list(self.decisions)}
+        if self.edits:
+            extra["edits"] = self.edits
+        if self.repeat > 1:
+            extra["repeat"] = self.repeat
         if self.score is not None:
             extra["score"] = self.score
         if self.grade is not None:
@@ -122,19 +185,23 @@ class Row(NamedTuple):
 class Dropped(NamedTuple):
     """A row that went, and why."""
 
-    id: str
+    row: Row
+    """As the step found it, with its decisions so far."""
     step: str
     reason: str
     """Short and countable, e.g. `near duplicate`."""
     extra: Mapping[str, Any]
     """Evidence, e.g. `{"keeper": id, "cosine": 0.97}`."""
-    example: Example
-    """The row as the step found it, with its decisions so far."""
+
+    @property
+    def id(self) -> str:
+        """The row's id."""
+        return self.row.id
 
 
 def drop(row: Row, step: str, reason: str, **extra: Any) -> Dropped:
     """The record of a row's end."""
-    return Dropped(row.example.id, step, reason, extra, row.result())
+    return Dropped(row, step, reason, extra)
 
 
 class StepResult(NamedTuple):
@@ -172,11 +239,31 @@ class MixShare(NamedTuple):
     """Rows with their repeats."""
 
 
+class Examples(Sequence[Example]):
+    """The examples of rows, each read when it is asked for."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Reads nothing yet."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | Sequence[Example]:
+        if isinstance(place, slice):
+            return Examples(self.rows[place])
+        return self.rows[place].result()
+
+
 @dataclass(frozen=True)
 class Curated:
     """The result: every row that came in is either kept or dropped."""
 
-    kept: tuple[Example, ...]
+    kept: Examples
     """Sorted by id."""
     dropped: tuple[Dropped, ...]
     """In the order of the steps, then by id."""

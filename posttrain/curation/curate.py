@@ -5,15 +5,16 @@ Knows the order and the counting; each step is a file of its own.
     curate(rows, Pipeline(), CurationTools(rules=rules, heldout=prompts, shares=plan.mix)).kept
 """
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from posttrain.curation.balance import balance
 from posttrain.curation.clean import clean
 from posttrain.curation.contract import (
     Curated,
     CurationTools,
     Dropped,
+    Examples,
     MixShare,
     Row,
     Scored,
@@ -21,15 +22,15 @@ from posttrain.curation.contract import (
     StepResult,
 )
 from posttrain.curation.decontaminate import decontaminate
-from posttrain.curation.duplicates import drop_equal, drop_near
+from posttrain.curation.duplicates import drop_copies, drop_equal, drop_near
 from posttrain.curation.mix import mix
 from posttrain.curation.quality import rate_difficulty, rate_quality
-from posttrain.dedup import dialog_hash
+from posttrain.curation.scan import Scan
 from posttrain.errors import BadInput, GuardFailed, StepFailed
 from posttrain.settings.pipeline import Pipeline, StepName
 
 
-def curate(rows: Sequence[Scored], settings: Pipeline, tools: CurationTools) -> Curated:
+def curate(rows: Iterable[Scored], settings: Pipeline, tools: CurationTools) -> Curated:
     """Turn scored rows into the examples of one SFT stage (section 4.2.3).
 
     The result depends on the set of rows, not on their order.
@@ -39,8 +40,10 @@ def curate(rows: Sequence[Scored], settings: Pipeline, tools: CurationTools) -> 
         StepFailed: all rows are dropped, or semantic dedup loses too much of a capability.
         GuardFailed: a step lost or invented a row.
     """
-    _check_rows(rows, settings)
-    current = [Row.of(scored, tools.seed) for scored in sorted(rows, key=_content)]
+    scan = Scan(settings, tools)
+    current = scan.read(rows)
+    if not current:
+        raise BadInput("no rows to curate: expected the scored rows of a round, got none")
     dropped: list[Dropped] = []
     counts: list[StepCount] = []
     shares: Mapping[str, MixShare] = {}
@@ -50,23 +53,25 @@ def curate(rows: Sequence[Scored], settings: Pipeline, tools: CurationTools) -> 
         if step == "mix":
             result, shares = mix(current, tools.shares, settings.mix)
         else:
-            result = _run(step, current, settings, tools)
+            result = _run(step, current, settings, tools, scan)
         _check_accounts(step, current, result)
         counts.append(_count(step, len(current), result))
         dropped.extend(sorted(result.dropped, key=lambda d: (d.id, d.reason)))
         current = result.kept
-    kept = sorted((row.result() for row in current), key=lambda example: example.id)
-    return Curated(tuple(kept), tuple(dropped), tuple(counts), shares)
+    kept = Examples(sorted(current, key=lambda row: row.id))
+    return Curated(kept, tuple(dropped), tuple(counts), shares)
 
 
 def _run(
-    step: StepName, rows: Sequence[Row], settings: Pipeline, tools: CurationTools
+    step: StepName, rows: Sequence[Row], settings: Pipeline, tools: CurationTools, scan: Scan
 ) -> StepResult:
     match step:
         case "clean":
-            return clean(rows, settings.clean.rules, tools.rules)
+            return clean(rows, settings.clean.rules)
         case "exact_duplicates":
             return drop_equal(rows, tools)
+        case "minhash":
+            return drop_copies(rows, settings.minhash, scan.keys_NB)
         case "quality":
             return rate_quality(rows, settings.quality)
         case "difficulty":
@@ -74,40 +79,16 @@ def _run(
         case "semantic_dedup":
             return drop_near(rows, settings.dedup, tools)
         case "decontaminate":
-            return decontaminate(rows, tools.heldout, settings.decontaminate)
+            return decontaminate(rows, len(tools.heldout))
+        case "balance":
+            return balance(rows, settings.balance)
         case "mix":
             raise AssertionError("mix is run by curate")
 
 
-def _content(scored: Scored) -> tuple[str, ...]:
-    """All that a row holds as text: sorted by it, the input's order leaves no trace."""
-    prompt = scored.prompt.model_dump_json() if scored.prompt else ""
-    rest = (repr(scored.score), repr(scored.grade), repr(scored.human))
-    return (scored.example.id, scored.example.model_dump_json(), prompt, *rest)
-
-
-def _check_rows(rows: Sequence[Scored], settings: Pipeline) -> None:
-    if not rows:
-        raise BadInput("no rows to curate: expected the scored rows of a round, got none")
-    seen: dict[str, str] = {}
-    for scored in rows:
-        if scored.score is not None and not math.isfinite(scored.score):
-            raise BadInput(f"row {scored.example.id}: expected a finite score, got {scored.score}")
-        dialog = dialog_hash(scored.example)
-        first = seen.get(scored.example.id)
-        if first is not None and first != dialog:
-            raise BadInput(f"two different rows have the id {scored.example.id}: give each its own")
-        if first is not None and "exact_duplicates" not in settings.order:
-            raise BadInput(
-                f"the row {scored.example.id} occurs twice: put exact_duplicates into the order, "
-                "or leave one out"
-            )
-        seen[scored.example.id] = dialog
-
-
 def _check_accounts(step: str, before: Sequence[Row], result: StepResult) -> None:
-    came = Counter(row.example.id for row in before)
-    went = Counter(row.example.id for row in result.kept) + Counter(d.id for d in result.dropped)
+    came = Counter(row.id for row in before)
+    went = Counter(row.id for row in result.kept) + Counter(d.id for d in result.dropped)
     if came != went:
         lost, new = came - went, went - came
         raise GuardFailed(

@@ -2,22 +2,26 @@
 
 Knows the identity of a prompt (`posttrain.rows.prompt_hash`) and words; knows no split.
 
-    decontaminate(rows, heldout, Decontaminate(ngram=13))
+    held_out_in(example.messages, index_heldout(heldout, 13), Decontaminate(ngram=13))
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import numpy as np
 import regex
+from numpy.typing import NDArray
 
-from posttrain.curation.contract import Dropped, Row, StepResult, drop
+from posttrain.curation.contract import Dropped, Hit, Row, StepResult, drop
+from posttrain.dedup.minhash import run_hashes
 from posttrain.rows import Message, Prompt, prompt_hash
 from posttrain.settings.pipeline import Decontaminate
 
 STEP = "decontaminate"
 WORD = regex.compile(r"\w+")
+ASKING = ("user", "tool")
+"""Roles whose turns a prompt may end with."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,27 @@ class HeldoutIndex:
     """n-gram → ids of the prompts that hold it."""
     num_ngrams: Mapping[str, int]
     """Different n-grams of a prompt, by id."""
+    last_turns: frozenset[str]
+    """What the prompts end with, white space folded."""
+    runs: NDArray[np.uint64]
+    """Hashes of the n-grams, sorted."""
 
 
-def decontaminate(
-    rows: Sequence[Row], heldout: Sequence[Prompt], settings: Decontaminate
-) -> StepResult:
+def decontaminate(rows: Sequence[Row], num_heldout: int) -> StepResult:
     """Drop rows that ask a held-out prompt at any turn, or hold most n-grams of a long one.
 
-    A hit names the held-out row; for n-grams, the one of which the largest share was found.
+    A hit names the held-out row; for n-grams, the one of which the largest share was found. Hits
+    come with the rows from `posttrain.curation.scan`.
     """
-    index = index_heldout(heldout, settings.ngram)
     kept: list[Row] = []
     dropped: list[Dropped] = []
     for row in rows:
-        hit = held_out_in(row.example.messages, index, settings)
+        hit = row.hit
         if hit is None:
             kept.append(row.decide(STEP, "no held-out prompt in it"))
         else:
             dropped.append(drop(row, STEP, hit.reason, heldout=hit.heldout, share=hit.share))
-    return StepResult(kept, dropped, {}, {"heldout": len(heldout)})
-
-
-class Hit(NamedTuple):
-    """A held-out prompt found in a dialog."""
-
-    reason: str
-    heldout: str
-    """Id of the held-out prompt."""
-    share: float
-    """Share of its n-grams that were found; 1 for the whole prompt."""
+    return StepResult(kept, dropped, {}, {"heldout": num_heldout})
 
 
 def held_out_in(
@@ -85,7 +81,44 @@ def index_heldout(heldout: Sequence[Prompt], ngram: int) -> HeldoutIndex:
         num_ngrams[prompt.id] = len(grams)
         for gram in grams:
             by_ngram[gram].append(prompt.id)
-    return HeldoutIndex(by_hash, {g: tuple(ids) for g, ids in by_ngram.items()}, num_ngrams)
+    hashes, _ = run_hashes(list(by_ngram), ngram)
+    return HeldoutIndex(
+        by_hash,
+        {gram: tuple(ids) for gram, ids in by_ngram.items()},
+        num_ngrams,
+        frozenset(_folded(prompt.prompt[-1].content) for prompt in heldout),
+        np.unique(hashes),
+    )
+
+
+def worth_a_look(
+    dialogs: Sequence[Sequence[Message]], index: HeldoutIndex, ngram: int
+) -> NDArray[np.bool_]:
+    """For each dialog whether it may hold a held-out prompt; False is certain, True is not."""
+    found = np.array(
+        [
+            any(_folded(m.content) in index.last_turns for m in dialog if m.role in ASKING)
+            for dialog in dialogs
+        ],
+        dtype=np.bool_,
+    )
+    if not len(index.runs):
+        return found
+    words = [_words(" ".join(m.content for m in one if m.role != "system")) for one in dialogs]
+    long = [place for place, one in enumerate(words) if len(one) >= ngram]
+    hashes, starts = run_hashes([words[place] for place in long], ngram)
+    counts = np.concatenate([[0], np.cumsum(np.isin(hashes, index.runs))])
+    found[long] |= counts[starts[1:]] > counts[starts[:-1]]
+    return found
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _words(text: str) -> list[str]:
+    found: list[str] = WORD.findall(text.casefold())
+    return found
 
 
 def _asked(messages: Sequence[Message], index: HeldoutIndex) -> str | None:
@@ -99,7 +132,7 @@ def _asked(messages: Sequence[Message], index: HeldoutIndex) -> str | None:
 def _prompts(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """Every prompt inside a dialog: up to each user or tool turn, and each user turn alone."""
     for end, message in enumerate(messages, start=1):
-        if message.role in ("user", "tool"):
+        if message.role in ASKING:
             yield messages[:end]
         if message.role == "user":
             yield (message,)
@@ -124,6 +157,6 @@ def _ngrams(messages: Sequence[Message], ngram: int) -> set[tuple[str, ...]]:
     grams: set[tuple[str, ...]] = set()
     for message in messages:
         if message.role != "system":
-            words = WORD.findall(message.content.casefold())
+            words = _words(message.content)
             grams.update(zip(*(words[place:] for place in range(ngram)), strict=False))
     return grams

@@ -30,7 +30,7 @@ def mix(
     """
     by_capability: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=Row.rank):
-        by_capability[row.example.capability].append(row)
+        by_capability[row.capability].append(row)
     targets = target_sizes({c: len(r) for c, r in by_capability.items()}, shares, settings)
     kept: list[Row] = []
     dropped: list[Dropped] = []
@@ -43,8 +43,7 @@ def mix(
         for place, row in enumerate(ranked):
             repeat = times + (place < more)
             if repeat:
-                example = row.example.model_copy(update={"repeat": repeat})
-                kept.append(row._replace(example=example).decide(STEP, f"repeat {repeat}"))
+                kept.append(row._replace(repeat=repeat).decide(STEP, f"repeat {repeat}"))
             else:
                 dropped.append(drop(row, STEP, reason))
     total = sum(examples.values())
@@ -55,7 +54,7 @@ def mix(
         )
     missing = sorted(c for c, share in shares.items() if share and not by_capability.get(c))
     result = StepResult(kept, dropped, {}, {"examples": total, "missing": missing})
-    num_rows = Counter(row.example.capability for row in kept)
+    num_rows = Counter(row.capability for row in kept)
     achieved = {
         c: MixShare(shares.get(c, 0.0), examples.get(c, 0) / total, num_rows[c], examples.get(c, 0))
         for c in sorted({*shares, *by_capability})

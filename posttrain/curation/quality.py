@@ -43,7 +43,7 @@ def rate_quality(rows: Sequence[Row], settings: Quality) -> StepResult:
         signals = _signals(row, floors, settings)
         quality = signals.reward + signals.judge if signals.known or not row.human else None
         rated = row._replace(quality=quality)
-        capability = row.example.capability
+        capability = row.capability
         notes.setdefault(capability, Counter(dict.fromkeys(NOTES, 0))).update(
             _notes(row, signals, settings)
         )
@@ -70,7 +70,7 @@ def reward_floors(rows: Sequence[Row], top_share: float) -> Mapping[str, float]:
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.score is not None and not row.human:
-            scores[row.example.capability].append(row.score)
+            scores[row.capability].append(row.score)
     return {
         capability: sorted(values, reverse=True)[math.ceil(top_share * len(values)) - 1]
         for capability, values in scores.items()
@@ -78,7 +78,7 @@ def reward_floors(rows: Sequence[Row], top_share: float) -> Mapping[str, float]:
 
 
 def _signals(row: Row, floors: Mapping[str, float], settings: Quality) -> Signals:
-    floor = floors.get(row.example.capability, math.inf)
+    floor = floors.get(row.capability, math.inf)
     grade = row.grade if settings.use_judge else None
     return Signals(
         reward=row.score is not None and row.score >= floor,
@@ -129,14 +129,12 @@ def rate_difficulty(rows: Sequence[Row], settings: Difficulty) -> StepResult:
 
 
 def _difficulty(row: Row, settings: Difficulty) -> tuple[int, str]:
-    if row.prompt is not None and row.prompt.level is not None:
-        level = row.prompt.level
-        return 1 + sum(level > bound for bound in settings.level_bounds), f"level {level}"
-    rate = (row.example.model_extra or {}).get("pass_rate")
+    if row.level is not None:
+        harder = sum(row.level > bound for bound in settings.level_bounds)
+        return 1 + harder, f"level {row.level}"
+    rate = row.pass_rate
     if rate is None:
         return settings.unknown, "unknown"
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-        raise BadInput(
-            f"row {row.example.id}: pass_rate is {rate!r}, expected a number from 0 to 1"
-        )
+        raise BadInput(f"row {row.id}: pass_rate is {rate!r}, expected a number from 0 to 1")
     return 1 + sum(rate < bound for bound in settings.pass_rate_bounds), f"pass_rate {rate:.3g}"

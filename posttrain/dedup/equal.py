@@ -36,12 +36,17 @@ def exact_duplicates(examples: Sequence[Example], earlier: Sequence[Example] = (
         examples: best first.
         earlier: rows that examples must not repeat; keeper N + e names one.
     """
+    return equal_rows([dialog_hash(one) for one in examples], [dialog_hash(e) for e in earlier])
+
+
+def equal_rows(hashes: Sequence[str], earlier: Sequence[str] = ()) -> list[Removal]:
+    """`exact_duplicates` of rows whose hashes are known."""
     first: dict[str, int] = {}
-    for place, example in enumerate(earlier):
-        first.setdefault(dialog_hash(example), len(examples) + place)
+    for place, known in enumerate(earlier):
+        first.setdefault(known, len(hashes) + place)
     removals = []
-    for index, example in enumerate(examples):
-        keeper = first.setdefault(dialog_hash(example), index)
+    for index, own in enumerate(hashes):
+        keeper = first.setdefault(own, index)
         if keeper != index:
             removals.append(Removal(index, keeper, 1.0))
     return removals

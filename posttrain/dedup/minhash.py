@@ -101,16 +101,26 @@ def near_copies(
 
 
 def _shingles(texts: Sequence[str], ngram: int) -> tuple[Hashes, Places]:
-    """Hashes of all texts' shingles in their order, with repeats, and where each text begins.
-
-    One more place stands at the end.
-    """
     filler = [""] * ngram
     words = [text.casefold().split() for text in texts]
     # A shorter text is filled up, and so is one shingle.
-    words = [one if len(one) >= ngram else (one + filler)[:ngram] for one in words]
+    return run_hashes([w if len(w) >= ngram else (w + filler)[:ngram] for w in words], ngram)
+
+
+def run_hashes(words: Sequence[Sequence[str]], ngram: int) -> tuple[Hashes, Places]:
+    """Hashes of all texts' runs of `ngram` words in their order, with repeats.
+
+    Args:
+        words: of each text, `ngram` or more.
+        ngram: words of a run.
+
+    Returns:
+        The hashes of all texts, and where each text's begin; one more place stands at the end.
+    """
     flat = np.fromiter(chain.from_iterable(RMinHash.hash_token_sets(words)), np.uint64)
-    num_words = np.array([len(one) for one in words])
+    num_words = np.array([len(one) for one in words], dtype=np.int64)
+    if not len(num_words):
+        return flat, np.zeros(1, np.int64)
     mixed = np.zeros(len(flat) - ngram + 1, np.uint64)
     for place in range(ngram):
         mixed = (mixed ^ flat[place : place + len(mixed)]) * _MIX

@@ -13,7 +13,15 @@ from pydantic import Field, model_validator
 from posttrain.settings.base import Settings
 
 StepName = Literal[
-    "clean", "exact_duplicates", "quality", "difficulty", "semantic_dedup", "decontaminate", "mix"
+    "clean",
+    "exact_duplicates",
+    "minhash",
+    "quality",
+    "difficulty",
+    "semantic_dedup",
+    "balance",
+    "decontaminate",
+    "mix",
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -25,6 +33,13 @@ RULES = (
     "calm_exclamations",
     "drop_empty",
 )
+
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "apology": ("i'm sorry", "i am sorry", "i apologize", "my apologies"),
+    "as a model": ("as an ai", "as a language model"),
+    "offer": ("i hope this helps", "let me know if", "feel free to"),
+}
 
 
 class Clean(Settings):
@@ -92,8 +107,51 @@ class Dedup(Settings):
     max_loss: Share = 0.3
     """Share of a capability's rows past whose removal the step stops: texts that all look alike
     to the embedder are no duplicates."""
+    mode: Literal["auto", "exact", "ivf", "clustered"] = "auto"
+    """`exact` compares all, `ivf` the nearest clusters, `clustered` as the paper does; `auto` is
+    exact up to 100,000 rows and ivf past them."""
+    probes: Annotated[int, Field(ge=1)] = 4
+    """Of ivf: clusters that a row is compared with."""
+    passes: Annotated[int, Field(ge=1)] = 1
+    """Of clustered: how often what is left is clustered afresh."""
     block: Annotated[int, Field(ge=1)] = 1024
     """Rows compared at a time; memory, not results, depends on it."""
+
+
+class MinHash(Settings):
+    """Dialogs of a capability that share most of their wording, verified on the texts."""
+
+    ngram: Annotated[int, Field(ge=1)] = 5
+    """Words of a run; what is compared are the different runs of two dialogs."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity of the runs from which the worse dialog goes."""
+
+
+class Balance(Settings):
+    """Phrases that too many answers hold; the worst rows that hold them go (section 4.2.3)."""
+
+    families: dict[str, tuple[str, ...]] = FAMILIES
+    """Phrases by the name of their family, in lower case."""
+    max_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the rows that may hold a family, and of a capability's that may open alike."""
+    find: bool = True
+    """Whether to look for openings that models use more often than people do."""
+    words: Annotated[int, Field(ge=1)] = 3
+    """Of an opening, at most."""
+    ratio: Annotated[float, Field(ge=1)] = 3.0
+    """How many times as often as people models may open with the same words."""
+    least_human: Annotated[int, Field(ge=1)] = 50
+    """Rows by people that a capability must have to be compared with."""
+
+    @model_validator(mode="after")
+    def _lower_case(self) -> Self:
+        for name, phrases in self.families.items():
+            odd = [phrase for phrase in phrases if phrase != phrase.casefold() or not phrase]
+            if odd or not phrases:
+                raise ValueError(
+                    f"balance.families.{name}: expected phrases in lower case, got {list(phrases)}"
+                )
+        return self
 
 
 class Decontaminate(Settings):
@@ -122,9 +180,11 @@ class Pipeline(Settings):
     order: tuple[StepName, ...] = (
         "clean",
         "exact_duplicates",
+        "minhash",
         "quality",
         "difficulty",
         "semantic_dedup",
+        "balance",
         "decontaminate",
         "mix",
     )
@@ -133,6 +193,8 @@ class Pipeline(Settings):
     quality: Quality = Quality()
     difficulty: Difficulty = Difficulty()
     dedup: Dedup = Dedup()
+    minhash: MinHash = MinHash()
+    balance: Balance = Balance()
     decontaminate: Decontaminate = Decontaminate()
     mix: Mix = Mix()
 
@@ -145,6 +207,8 @@ class Pipeline(Settings):
             raise ValueError("order: decontaminate is missing; held-out prompts must not leak")
         if not order or order[-1] != "mix":
             raise ValueError("order: mix comes last, a step after it would change the shares")
+        if "clean" in order and order[0] != "clean":
+            raise ValueError("order: clean comes first, the other steps look at what it leaves")
         if "semantic_dedup" in order:
             later = order[order.index("semantic_dedup") :]
             for signal in ("quality", "difficulty"):

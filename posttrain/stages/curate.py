@@ -36,18 +36,20 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
             shares=settings.mix,
             embed=embedder.embed,
             seed=settings.seed,
+            work=out.path,
         ),
     )
     start = 0
     for count in result.counts:
         lost = count.rows_in - count.rows_out
         for row in result.dropped[start : start + lost]:
+            example = row.row.example
             out.drop(
                 row.id,
                 row.reason,
                 step=row.step,
-                parents=list(row.example.parents),
-                messages=[turn.to_json() for turn in row.example.messages],
+                parents=list(example.parents),
+                messages=[turn.to_json() for turn in example.messages],
                 **row.extra,
             )
         start += lost
@@ -55,7 +57,7 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
     out.write("train", result.kept)
     out.metrics(
         rows=len(result.kept),
-        examples=sum(row.repeat for row in result.kept),
+        examples=sum(row.repeat for row in result.kept.rows),
         mix={name: share._asdict() for name, share in result.mix.items()},
         notes={count.step: dict(count.notes) for count in result.counts if count.notes},
     )

@@ -1,0 +1,138 @@
+"""The first look at rows: all that their texts have to say, in one pass, batch by batch.
+
+Cleans, hashes, sketches and searches each dialog while it is in memory, and leaves it in a store.
+The steps that come later decide on what was found here.
+
+    scan = Scan(settings, tools)
+    rows = scan.read(scored_rows)
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from posttrain.curation.balance import opening_of, phrases_of
+from posttrain.curation.clean import apply_rules, check_known
+from posttrain.curation.contract import CurationTools, Row, Scored, Store
+from posttrain.curation.decontaminate import held_out_in, index_heldout, worth_a_look
+from posttrain.dedup import dialog_hash
+from posttrain.dedup.minhash import Hashes, band_keys
+from posttrain.embedding import dialog_text
+from posttrain.errors import BadInput
+from posttrain.rows import Example, content_id
+from posttrain.settings.pipeline import Pipeline
+
+BATCH = 1024
+
+
+class Scan:
+    """Reads rows once, and holds what a step needs of all of them."""
+
+    def __init__(self, settings: Pipeline, tools: CurationTools) -> None:
+        """Nothing is read yet.
+
+        Raises:
+            BadInput: a cleaning rule that is not there.
+        """
+        self._settings, self._tools = settings, tools
+        self._store = Store(tools.work)
+        self._rules = settings.clean.rules if "clean" in settings.order else ()
+        check_known(self._rules, tools.rules)
+        self._heldout = index_heldout(tools.heldout, settings.decontaminate.ngram)
+        self._keys: list[Hashes] = []
+        self._dialogs: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def read(self, rows: Iterable[Scored]) -> list[Row]:
+        """The rows, sorted by id and content.
+
+        Raises:
+            BadInput: a score that is no finite number, an id that two different rows have, or an
+                answer that no cleaning rule may give.
+        """
+        number = 0
+        found: list[Row] = []
+        remaining = iter(rows)
+        while batch := list(islice(remaining, BATCH)):
+            found += self._batch(batch, number)
+            number += len(batch)
+        return sorted(found, key=lambda row: (row.id, row.content))
+
+    @property
+    def keys_NB(self) -> Hashes:
+        """Sketches of all rows by their number, for `posttrain.dedup.minhash`."""
+        return np.concatenate(self._keys)
+
+    def _batch(self, batch: Sequence[Scored], first: int) -> Iterator[Row]:
+        cleaned = [apply_rules(scored.example, self._rules, self._tools.rules) for scored in batch]
+        examples = [example for example, _, _ in cleaned]
+        if "minhash" in self._settings.order:
+            texts = [dialog_text(example.messages) for example in examples]
+            self._keys.append(band_keys(texts, self._settings.minhash.ngram))
+        dialogs = [example.messages for example in examples]
+        searched = self._settings.decontaminate
+        looks = worth_a_look(dialogs, self._heldout, searched.ngram)
+        for place, (scored, (example, edits, unclean)) in enumerate(
+            zip(batch, cleaned, strict=True)
+        ):
+            self._check(scored)
+            extra: dict[str, Any] = example.model_extra or {}
+            yield Row(
+                store=self._store,
+                at=self._store.add(example),
+                number=first + place,
+                id=example.id,
+                capability=example.capability,
+                source=example.source,
+                score=scored.score,
+                grade=scored.grade,
+                human=scored.human,
+                level=scored.prompt.level if scored.prompt else None,
+                pass_rate=extra.get("pass_rate"),
+                content=_content(scored),
+                dialog=dialog_hash(example),
+                tie_break=content_id([self._tools.seed, example.id]),
+                edits=tuple(edits),
+                unclean=unclean,
+                hit=held_out_in(example.messages, self._heldout, searched)
+                if looks[place]
+                else None,
+                **self._said(example),
+            )
+
+    def _said(self, example: Example) -> dict[str, Any]:
+        """What balancing looks at."""
+        if "balance" not in self._settings.order:
+            return {}
+        answers = [m.content for m in example.messages if m.role == "assistant"]
+        return {
+            "phrases": phrases_of(answers, self._settings.balance.families),
+            "opening": opening_of(answers[-1], self._settings.balance.words),
+        }
+
+    def _check(self, scored: Scored) -> None:
+        own_id = scored.example.id
+        if scored.score is not None and not math.isfinite(scored.score):
+            raise BadInput(f"row {own_id}: expected a finite score, got {scored.score}")
+        dialog = dialog_hash(scored.example)
+        first = self._dialogs.setdefault(own_id, dialog)
+        if first != dialog:
+            raise BadInput(f"two different rows have the id {own_id}: give each its own")
+        if own_id in self._seen and "exact_duplicates" not in self._settings.order:
+            raise BadInput(
+                f"the row {own_id} occurs twice: put exact_duplicates into the order, "
+                "or leave one out"
+            )
+        self._seen.add(own_id)
+
+
+def _content(scored: Scored) -> str:
+    """The same of rows that came in equal."""
+    prompt = scored.prompt.model_dump_json() if scored.prompt else ""
+    rest = (repr(scored.score), repr(scored.grade), repr(scored.human))
+    whole = "\n".join((scored.example.model_dump_json(), prompt, *rest))
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]
