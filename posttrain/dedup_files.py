@@ -9,7 +9,6 @@ Suffixes: N rows of the file, B bands.
 
 import functools
 import os
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,22 +25,22 @@ from posttrain.dedup.contract import Vectors, check_vectors
 from posttrain.dedup.minhash import Hashes, band_keys, near_copies, shingles
 from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
+from posttrain.out_folder import SUMMARY, OutFolder
 from posttrain.progress import progress
-from posttrain.settings.dedup_options import DedupFileSettings
+from posttrain.settings.data_options import DedupFileSettings
 from posttrain.tables import (
     check_share,
     raw_rows,
     write_json,
     write_rows,
 )
-from posttrain.text_rows import LABELS, TextRows, json_file_lines
+from posttrain.user_rows import LABELS, TextRows, json_file_lines
 
 NGRAM = 5
 """Words of a shingle."""
 BATCH = 1024
 TEXTS_AT_ONCE = 8192
 """Texts that are in memory together while they are embedded."""
-SUMMARY = "summary.json"
 STEPS = ("exact_duplicates", "minhash", "semantic_dedup")
 MEASURES = {"minhash": "jaccard", "semantic_dedup": "cosine"}
 REASONS = dict(zip(STEPS, ("equal text", "shared wording", "near duplicate"), strict=True))
@@ -58,14 +57,15 @@ def dedup_file(settings: DedupFileSettings, rows: Path, out: Path) -> dict[str, 
             folder that holds something else.
         StepFailed: semantic duplicates take more than `max_loss` of a source, capability or topic.
     """
-    _check_folder(out)
+    with OutFolder(out, ("kept.jsonl", "dropped.jsonl"), (CACHE,)) as target:
+        return _dedup(settings, rows, target)
+
+
+def _dedup(settings: DedupFileSettings, rows: Path, target: OutFolder) -> dict[str, Any]:
     vectors = None if settings.vectors is None else _vectors(settings.vectors)
-    partial = out / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     seconds: dict[str, float] = {}
     with _timed(seconds, "read"):
-        found, keys = _read(rows, partial / "rows.jsonl", settings)
+        found, keys = _read(rows, target.partial / "rows.jsonl", settings)
     if vectors is not None and len(vectors) != len(found.ids):
         raise BadInput(
             f"{settings.vectors}: {len(vectors)} vectors for the {len(found.ids)} rows of {rows}; "
@@ -83,7 +83,7 @@ def dedup_file(settings: DedupFileSettings, rows: Path, out: Path) -> dict[str, 
     truncated: set[int] = set()
     if vectors is None:
         with _timed(seconds, "embed"):
-            vectors, truncated = _embedded(found, order, settings, out / CACHE)
+            vectors, truncated = _embedded(found, order, settings, target.folder / CACHE)
     with _timed(seconds, STEPS[2]):
         removals[STEPS[2]] = semantic_dedup(
             vectors,
@@ -108,11 +108,8 @@ def dedup_file(settings: DedupFileSettings, rows: Path, out: Path) -> dict[str, 
         "settings": settings.model_dump(mode="json", exclude_defaults=True),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
-    _write(found, kept, removals, truncated, partial)
-    for name in ("kept.jsonl", "dropped.jsonl"):
-        os.replace(partial / name, out / name)
-    write_json(out / SUMMARY, summary)
-    shutil.rmtree(partial)
+    _write(found, kept, removals, truncated, target.partial)
+    write_json(target.partial / SUMMARY, summary)
     return summary
 
 
@@ -135,15 +132,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
     seconds[name] = time.monotonic() - begun
-
-
-def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {out}: expected a folder, this is a file")
-    own = {SUMMARY, "kept.jsonl", "dropped.jsonl", ".partial", CACHE}
-    strange = sorted(path.name for path in out.glob("*") if path.name not in own)
-    if strange:
-        raise BadInput(f"--out {out}: it holds {strange[0]}; name a new folder")
 
 
 def _vectors(path: Path) -> Vectors:

@@ -32,6 +32,7 @@ from posttrain.scoring import (
 )
 from posttrain.settings.engines import ScorerSettings, VllmEngineSettings
 from posttrain.tables import Table, read_table, write_rows
+from posttrain.user_rows import with_text_id
 
 RowT = TypeVar("RowT", bound=BaseModel)
 
@@ -51,7 +52,7 @@ class DialogRow(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _give_id(cls, data: Any) -> Any:
-        row = _with_text_id(data)
+        row = with_text_id(data)
         if not isinstance(row, Mapping) or row.get("id"):
             return row
         return {**row, "id": content_id([row.get("messages"), row.get("tools")])}
@@ -79,7 +80,7 @@ class PairRow(Preference):
     def _with_messages(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        row = dict(_with_text_id(data))
+        row = dict(with_text_id(data))
         if isinstance(row.get("prompt"), str):
             row["prompt"] = [{"role": "user", "content": row["prompt"]}]
         for side in ("chosen", "rejected", "edited"):
@@ -204,12 +205,6 @@ def _open(settings: ScorerSettings) -> RewardScorer:
         device=pick_device(settings.device),
         vllm=vllm if settings.engine == "vllm" else None,
     )
-
-
-def _with_text_id(data: Any) -> Any:
-    if isinstance(data, Mapping) and isinstance(data.get("id"), int):
-        return {**data, "id": str(data["id"])}
-    return data
 
 
 def _response(side: Any, prompt: Any) -> Any:

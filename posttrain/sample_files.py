@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput
@@ -37,7 +36,7 @@ from posttrain.responses import (
     render_template,
     shared_out,
 )
-from posttrain.rows import Candidate, Prompt, content_id
+from posttrain.rows import Candidate, content_id
 from posttrain.sampling.kept_shards import check_folder, kept_shards
 from posttrain.sampling.service import open_engine
 from posttrain.sampling.shards import generate_in_shards
@@ -46,6 +45,7 @@ from posttrain.settings.sample_options import SampleFileSettings
 from posttrain.settings.stages import CIRCUMSTANCES
 from posttrain.steps.fingerprint import ContentHashes, without
 from posttrain.tables import read_table, write_rows
+from posttrain.user_rows import PromptRow
 
 TOO_LONG = "too long to sample"
 _VERSION = 1
@@ -55,35 +55,6 @@ _DRAWN = {"k", "temperature", "top_p", "max_tokens", "seed", "logprobs", "shard_
 
 Systems = Sequence[tuple[str, str]]
 """Name and text of each steering system prompt."""
-
-
-class PromptRow(Prompt):
-    """A prompt to sample; a text is one user message. Other columns are not looked at.
-
-    A row without an id gets the one that a round would give it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    capability: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _columns(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        row = dict(data)
-        if isinstance(row.get("prompt"), str):
-            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
-        if isinstance(row.get("id"), int):
-            row["id"] = str(row["id"])
-        if not row.get("id"):
-            try:
-                row["id"] = content_id({k: v for k, v in row.items() if k != "id"})
-            except TypeError as error:
-                raise ValueError(f"a row without an id must be plain JSON ({error})") from error
-        kept = ("id", "prompt", "tools", "capability")
-        return {key: row[key] for key in kept if row.get(key) is not None}
 
 
 @dataclass

@@ -87,11 +87,19 @@ def find_workspace(explicit: Path | None) -> Workspace:
         if not (explicit / "rounds").is_dir():
             raise BadInput(f"{explicit}: no workspace (a folder with rounds/); see posttrain init")
         return Workspace(explicit.resolve())
+    found = nearest_workspace()
+    if found is None:
+        raise BadInput(
+            f"{Path.cwd()}: no folder with rounds/ here or above; run posttrain init DIR first"
+        )
+    return found
+
+
+def nearest_workspace() -> Workspace | None:
+    """The nearest parent of the current folder that holds `rounds/`, or it itself."""
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "rounds").is_dir():
-            return Workspace(folder)
-    raise BadInput(f"{here}: no folder with rounds/ here or above; run posttrain init DIR first")
+    folders = (folder for folder in (here, *here.parents) if (folder / "rounds").is_dir())
+    return next((Workspace(folder) for folder in folders), None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from posttrain.dedup.minhash import band_keys, jaccard, near_copies, shingles
 from posttrain.dedup_files import dedup_file
 from posttrain.errors import BadInput, StepFailed
-from posttrain.settings.dedup_options import DedupFileSettings
+from posttrain.settings.data_options import DedupFileSettings
 from posttrain.tables import json_lines
 from tests.small_round import posttrain
 

@@ -70,7 +70,7 @@ class CurationTools:
     heldout: Sequence[Prompt]
     """Every dev and test prompt."""
     shares: Mapping[str, float]
-    """Wanted mix: capability → share of the examples."""
+    """Wanted mix: capability → share of the examples; without any, all rows stay as they are."""
     embed: Callable[[Sequence[str]], Embedded] | None = None
     """Needed by semantic_dedup alone."""
     earlier: Sequence[Example] = ()

@@ -50,7 +50,9 @@ def curate(rows: Iterable[Scored], settings: Pipeline, tools: CurationTools) -> 
     for step in settings.order:
         if not current:
             raise StepFailed(f"all rows dropped before {step}: {_summary(counts)}")
-        if step == "mix":
+        if step == "mix" and not tools.shares:
+            result = StepResult([row.decide(step, "no shares are wanted") for row in current], [])
+        elif step == "mix":
             result, shares = mix(current, tools.shares, settings.mix)
         else:
             result = _run(step, current, settings, tools, scan)

@@ -58,7 +58,9 @@ def rate_quality(rows: Sequence[Row], settings: Quality) -> StepResult:
             "all": True,
         }
         reason = f"not best by {settings.keep}" if signals.known else "neither score nor grade"
-        if passes[settings.keep]:
+        if not signals.known and settings.unscored == "keep":
+            result.kept.append(row.decide("quality", "neither score nor grade"))
+        elif passes[settings.keep]:
             result.kept.append(rated)
         else:
             result.dropped.append(drop(rated, "quality", reason))

@@ -66,6 +66,9 @@ class Quality(Settings):
     keep: Literal["union", "reward", "judge", "all"] = "union"
     """Keep rows that either signal, or one of them, calls best; `all` measures and drops none."""
 
+    unscored: Literal["drop", "keep"] = "drop"
+    """What becomes of a row with neither a score nor a grade that counts; such rows are counted."""
+
     @model_validator(mode="after")
     def _judge_is_used(self) -> Self:
         if self.keep == "judge" and not self.use_judge:

@@ -1,7 +1,7 @@
-"""Rows of a user's file that are compared by their texts: read once, then a text at a time.
+"""Rows of a user's file: prompts, dialogs to curate, and texts to compare, read a row at a time.
 
-Knows the lines of a file, what of a row is text, and in which order rows are gone through. A row is
-named by its place in the file, malformed rows counted; texts stay on disk.
+Knows the lines of a file and the columns that are looked at; all others stay as they are. Where
+texts are compared, a row is named by its place in the file, malformed rows counted.
 
     found = TextRows(Path("rows.jsonl"))
     for row, line in found.read():
@@ -12,18 +12,64 @@ named by its place in the file, malformed rows counted; texts stay on disk.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from posttrain.dedup.equal import messages_hash, plain_text
 from posttrain.embedding import dialog_text
 from posttrain.errors import BadInput
-from posttrain.rows import Messages, content_id
+from posttrain.hooks import Grade
+from posttrain.rows import Example, Messages, Prompt, content_id
 from posttrain.tables import Reject, excerpt, parse_row
 
 LABELS = ("source", "capability", "topic")
 """Columns by whose values losses are told."""
+
+
+class PromptRow(Prompt):
+    """A prompt to sample; a text is one user message. Other columns are not looked at.
+
+    A row without an id gets the one that a round would give it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    capability: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        row = dict(with_text_id(data))
+        if isinstance(row.get("prompt"), str):
+            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+        if not row.get("id"):
+            try:
+                row["id"] = content_id({k: v for k, v in row.items() if k != "id"})
+            except TypeError as error:
+                raise ValueError(f"a row without an id must be plain JSON ({error})") from error
+        kept = ("id", "prompt", "tools", "capability")
+        return {key: row[key] for key in kept if row.get(key) is not None}
+
+
+class ScoredDialog(Example):
+    """A dialog to curate, with what is known of its quality."""
+
+    capability: str = "general"
+    score: float | None = None
+    """A reward model's."""
+    grade: Grade | None = None
+    """A judge's score and its scale's maximum."""
+    human: bool = False
+    """Written by a person."""
+    level: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_id(cls, data: Any) -> Any:
+        return with_text_id(data)
 
 
 class TextRow(BaseModel):
@@ -44,9 +90,7 @@ class TextRow(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _text_id(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("id"), int):
-            return {**data, "id": str(data["id"])}
-        return data
+        return with_text_id(data)
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:
@@ -148,6 +192,13 @@ class TextRows:
     def text(self, row: int) -> str:
         """What of a row is compared."""
         return TextRow.model_validate_json(self.line(row)).whole_text
+
+
+def with_text_id(data: Any) -> Any:
+    """A row whose id is a text where it was a number."""
+    if isinstance(data, Mapping) and isinstance(data.get("id"), int):
+        return {**data, "id": str(data["id"])}
+    return data
 
 
 def json_file_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

@@ -5,7 +5,7 @@ DedupFileSettings(threshold=0.95, mode="exact")
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -42,14 +42,34 @@ class DedupFileSettings(Settings):
     """Share of malformed input rows past which nothing is done."""
 
 
-def read_options(options: Mapping[str, Any]) -> DedupFileSettings:
+class CurateFileSettings(Settings):
+    """How a file of dialogs is curated, outside of a round."""
+
+    pipeline: Path | None = None
+    """A pipeline.yaml; None takes the workspace's, or the one that ships with us."""
+    overrides: tuple[str, ...] = ()
+    """Keys of the pipeline, as `key.path=value`."""
+    heldout: tuple[Path, ...] = ()
+    """Files of evaluation prompts that no row may hold."""
+    mix: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """Wanted share of each capability; without any, rows are neither repeated nor left out."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Breaks ties."""
+    reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of malformed input rows past which nothing is done."""
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def read_options(kind: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
     """The settings that the command line's options say.
 
     Raises:
         BadInput: one line for every option that is wrong.
     """
     try:
-        return DedupFileSettings.model_validate(options)
+        return kind.model_validate(options)
     except ValidationError as error:
         lines = [
             f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']} (got {item['input']!r})"
