@@ -33,6 +33,21 @@ CONTROL_TOKEN = regex.compile(r"<\|[a-zA-Z0-9_]+\|>")
 TAIL = r"[\u0080-\u00BF\u0152-\u2122]"
 MOJIBAKE = regex.compile(rf"(?:[\u00C2\u00C3]{TAIL}|\u00E2{TAIL}{{2}}|\u00F0{TAIL}{{3}})+")
 
+# What names or opens up a person's accounts, and what stands in its place. Cards are checked by
+# their last digit, so that a long number of another kind stays.
+PII = {
+    "[email]": regex.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,4}[a-zA-Z]{2,24}\b"),
+    "[phone]": regex.compile(
+        r"(?<![\w.])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,8}){1,4}"
+        r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
+    ),
+    "[key]": regex.compile(
+        r"\b(?:sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16}"
+        r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
+    ),
+}
+CARD = regex.compile(r"(?<![\w.-])(?:\d{4}[ -]?){3}\d{1,7}(?![\w-])")
+
 
 def strip_emoji(row: Example) -> Example:
     """Remove emoji, with the blank before each, from prose."""
@@ -55,6 +70,11 @@ def fix_mojibake(row: Example) -> Example:
     return map_assistant(row, lambda text: MOJIBAKE.sub(_decode_again, text))
 
 
+def mask_pii(row: Example) -> Example:
+    """Put a label in the place of e-mail addresses, phone and card numbers, and keys, in prose."""
+    return map_assistant(row, lambda text: _in_prose(text, _masked))
+
+
 def drop_control_tokens(row: Example) -> Example | Drop:
     """Drop dialogs that hold a chat template's control token as text, in any turn."""
     if any(CONTROL_TOKEN.search(m.content) for m in row.messages):
@@ -74,6 +94,20 @@ def drop_empty(row: Example) -> Example | Drop:
 def _in_prose(text: str, change: Callable[[str], str]) -> str:
     parts = CODE.split(text)
     return "".join(part if place % 2 else change(part) for place, part in enumerate(parts))
+
+
+def _masked(prose: str) -> str:
+    prose = CARD.sub(lambda match: "[card]" if _is_card(match.group()) else match.group(), prose)
+    for label, pattern in PII.items():
+        prose = pattern.sub(label, prose)
+    return prose
+
+
+def _is_card(text: str) -> bool:
+    """The checksum that every card number has (Luhn's)."""
+    digits = [int(character) for character in text if character.isdigit()]
+    doubled = (2 * d if place % 2 else d for place, d in enumerate(reversed(digits)))
+    return 13 <= len(digits) <= 19 and sum(d // 10 + d % 10 for d in doubled) % 10 == 0
 
 
 def _calm(text: str) -> str:

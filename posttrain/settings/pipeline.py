@@ -29,6 +29,7 @@ RULES = (
     "fix_mojibake",
     "drop_control_tokens",
     "drop_boilerplate_opening",
+    "mask_pii",
     "strip_emoji",
     "calm_exclamations",
     "drop_empty",
