@@ -132,9 +132,10 @@ def test_wrong_settings_are_one_readable_line(data: dict[str, Any], message: str
     ],
 )
 def test_shipped_rules_modify(rule: str, before: str, after: str | None) -> None:
+    after = before if after is None else after
     settings = pipeline("clean", clean={"rules": [rule]})
     (kept,) = curate([Scored(example("q 😀 Sure!!! x", before))], settings, tools()).kept
-    assert kept.messages[-1].content == (before if after is None else after)
+    assert kept.messages[-1].content == after
     assert kept.messages[0].content == "q 😀 Sure!!! x"
     assert kept.edits == (None if before == after else (rule,))
 
