@@ -63,6 +63,7 @@ def curate_file(settings: CurateFileSettings, rows: Path, out: Path) -> dict[str
             heldout=heldout,
             shares=settings.mix,
             embed=_embedder(pipeline, workspace, target.folder / CACHE),
+            topics=workspace.find("data_quality/topics.yaml"),
             seed=settings.seed,
             work=target.partial,
         )
@@ -173,7 +174,7 @@ def _heldout(settings: CurateFileSettings) -> list[Prompt]:
 def _embedder(
     pipeline: Pipeline, workspace: Workspace, cache: Path
 ) -> Callable[[Sequence[str]], Embedded] | None:
-    if "semantic_dedup" not in pipeline.order:
+    if not {"semantic_dedup", "topics"} & set(pipeline.order):
         return None
     return Embedder(embedder_folder(pipeline.dedup.embedder, workspace.root), cache).embed
 

@@ -16,6 +16,7 @@ from posttrain.curation.contract import Curated, CurationTools, Scored
 from posttrain.curation.curate import curate
 from posttrain.curation.decontaminate import held_out_in, index_heldout, worth_a_look
 from posttrain.curation.mix import target_sizes
+from posttrain.curation.topics import read_topics
 from posttrain.embedding import Embedded, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import Grade
@@ -404,6 +405,53 @@ def test_dialogs_of_a_capability_that_share_their_wording_lose_to_the_best() -> 
     (gone,) = [d for d in curated.dropped if d.step == "minhash"]
     assert (gone.id, gone.reason, gone.extra["keeper"]) == ("low", "shared wording", "high")
     assert 0.8 <= gone.extra["jaccard"] < 1
+
+
+# Topics
+
+
+def test_topics_are_learned_from_a_few_prompts_and_may_drive_the_mix(tmp_path: Path) -> None:
+    embedder = Embedder(embedder_folder("minilm", tmp_path), tmp_path)
+    asked = {
+        "mathematics": ["What is 81 minus 27?", "Solve 2x = 14 for x."],
+        "programming": ["Write a Java method that sorts an array.", "Fix the bug in my C code."],
+        "everyday life": ["How do I bake bread?", "Plan three days in Rome."],
+    }
+    rows = [
+        Scored(example(text, "Here you are.", id=text))
+        for texts in asked.values()
+        for text in texts
+    ]
+    things = tools(
+        embed=embedder.embed,
+        topics=DATA_QUALITY / "topics.yaml",
+        shares={"mathematics": 0.5, "programming": 0.5},
+    )
+    curated = curate(rows, pipeline("topics", mix={"by": "topic"}), things)
+    found = {e.id: e.model_extra["topic"][0] for e in curated.kept if e.model_extra}
+    expected = {text: name for name, texts in asked.items() for text in texts}
+    del expected["How do I bake bread?"], expected["Plan three days in Rome."]
+    assert found == expected
+    assert set(reasons(curated).values()) == {"mix: no share in the mix"}
+    assert curated.counts[0].notes == dict.fromkeys(asked, 2)
+    sure = pipeline("topics", topics={"least_probability": 1.0})
+    assert curate(rows, sure, tools(**{**vars(things), "shares": {}})).counts[0].notes == {
+        "other": 6
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: {}", "a: expected fine topics with prompts"),
+        ("a: {b: [1]}", "a: b: expected a list of prompts"),
+        ("a: {b: [x]}", "expected two topics or more"),
+    ],
+)
+def test_wrong_topics_are_told(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "topics.yaml").write_text(text)
+    with pytest.raises(BadInput, match=line):
+        read_topics(tmp_path / "topics.yaml")
 
 
 # Decontamination

@@ -72,7 +72,9 @@ class CurationTools:
     shares: Mapping[str, float]
     """Wanted mix: capability → share of the examples; without any, all rows stay as they are."""
     embed: Callable[[Sequence[str]], Embedded] | None = None
-    """Needed by semantic_dedup alone."""
+    """Needed by semantic_dedup and topics."""
+    topics: Path | None = None
+    """`data_quality/topics.yaml`, needed by topics."""
     earlier: Sequence[Example] = ()
     """Rows kept in earlier rounds; a row that equals one of them is a duplicate."""
     seed: int = 0
@@ -144,6 +146,8 @@ class Row(NamedTuple):
     """How many of the two signals call it best, 0 to 2; None before the quality step."""
     difficulty: int | None = None
     """1 easy to 3 hard; None before the difficulty step."""
+    topic: tuple[str, str] | None = None
+    """Coarse and fine; None before the topics step."""
     repeat: int = 1
     decisions: tuple[str, ...] = ()
 
@@ -169,6 +173,8 @@ class Row(NamedTuple):
         extra: dict[str, Any] = {"decisions": list(self.decisions)}
         if self.edits:
             extra["edits"] = self.edits
+        if self.topic is not None:
+            extra["topic"] = list(self.topic)
         if self.repeat > 1:
             extra["repeat"] = self.repeat
         if self.score is not None:

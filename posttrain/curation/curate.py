@@ -26,6 +26,7 @@ from posttrain.curation.duplicates import drop_copies, drop_equal, drop_near
 from posttrain.curation.mix import mix
 from posttrain.curation.quality import rate_difficulty, rate_quality
 from posttrain.curation.scan import Scan
+from posttrain.curation.topics import label_topics, read_topics
 from posttrain.errors import BadInput, GuardFailed, StepFailed
 from posttrain.settings.pipeline import Pipeline, StepName
 
@@ -80,6 +81,10 @@ def _run(
             return rate_difficulty(rows, settings.difficulty)
         case "semantic_dedup":
             return drop_near(rows, settings.dedup, tools)
+        case "topics":
+            if tools.embed is None or tools.topics is None:
+                raise BadInput("topics is in the order, but no embedder or no topics were given")
+            return label_topics(rows, settings.topics, read_topics(tools.topics), tools.embed)
         case "decontaminate":
             return decontaminate(rows, len(tools.heldout))
         case "balance":

@@ -84,7 +84,7 @@ def drop_near(rows: Sequence[Row], settings: Dedup, tools: CurationTools) -> Ste
     notes: dict[str, dict[str, float]] = {}
     for capability, ranked in sorted(groups.items()):
         before = [e for e in tools.earlier if e.capability == capability]
-        embedded = _embedded([*ranked, *before], tools.embed)
+        embedded = embedded_rows([*ranked, *before], tools.embed)
         num = len(ranked)
         removals = semantic_dedup(
             embedded.vectors_ND[:num],
@@ -107,7 +107,7 @@ def drop_near(rows: Sequence[Row], settings: Dedup, tools: CurationTools) -> Ste
     return result._replace(notes=notes)
 
 
-def _embedded(
+def embedded_rows(
     rows: Sequence[Row | Example], embed: Callable[[Sequence[str]], Embedded]
 ) -> Embedded:
     """Vectors of rows, whose texts are in memory a part at a time."""

@@ -30,7 +30,7 @@ def mix(
     """
     by_capability: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=Row.rank):
-        by_capability[row.capability].append(row)
+        by_capability[_share_of(row, settings)].append(row)
     targets = target_sizes({c: len(r) for c, r in by_capability.items()}, shares, settings)
     kept: list[Row] = []
     dropped: list[Dropped] = []
@@ -54,12 +54,20 @@ def mix(
         )
     missing = sorted(c for c, share in shares.items() if share and not by_capability.get(c))
     result = StepResult(kept, dropped, {}, {"examples": total, "missing": missing})
-    num_rows = Counter(row.capability for row in kept)
+    num_rows = Counter(_share_of(row, settings) for row in kept)
     achieved = {
         c: MixShare(shares.get(c, 0.0), examples.get(c, 0) / total, num_rows[c], examples.get(c, 0))
         for c in sorted({*shares, *by_capability})
     }
     return result, achieved
+
+
+def _share_of(row: Row, settings: Mix) -> str:
+    """What a row counts for."""
+    if settings.by == "capability":
+        return row.capability
+    assert row.topic is not None
+    return row.topic[0]
 
 
 def target_sizes(

@@ -19,6 +19,7 @@ StepName = Literal[
     "quality",
     "difficulty",
     "semantic_dedup",
+    "topics",
     "balance",
     "decontaminate",
     "mix",
@@ -122,6 +123,15 @@ class Dedup(Settings):
     """Rows compared at a time; memory, not results, depends on it."""
 
 
+class Topics(Settings):
+    """A linear classifier of topics, fitted on the prompts of `data_quality/topics.yaml`."""
+
+    strength: Annotated[float, Field(gt=0)] = 30.0
+    """How closely it follows those prompts: the inverse of its regularization."""
+    least_probability: Share = 0.2
+    """Of a coarse topic; a dialog with none so likely is `other`."""
+
+
 class MinHash(Settings):
     """Dialogs of a capability that share most of their wording, verified on the texts."""
 
@@ -174,6 +184,8 @@ class Mix(Settings):
 
     max_repeat: Annotated[int, Field(ge=1)] = 4
     """How often SFT may see a row of a small source in an epoch."""
+    by: Literal["capability", "topic"] = "capability"
+    """What the wanted shares are of; coarse topics need the step `topics`."""
     max_total: Annotated[int, Field(ge=1)] | None = None
     """Most examples, repeats counted; None sets no limit."""
 
@@ -198,6 +210,7 @@ class Pipeline(Settings):
     difficulty: Difficulty = Difficulty()
     dedup: Dedup = Dedup()
     minhash: MinHash = MinHash()
+    topics: Topics = Topics()
     balance: Balance = Balance()
     decontaminate: Decontaminate = Decontaminate()
     mix: Mix = Mix()
@@ -213,6 +226,8 @@ class Pipeline(Settings):
             raise ValueError("order: mix comes last, a step after it would change the shares")
         if "clean" in order and order[0] != "clean":
             raise ValueError("order: clean comes first, the other steps look at what it leaves")
+        if self.mix.by == "topic" and "topics" not in order:
+            raise ValueError("mix.by: shares of topics need the step topics in the order")
         if "semantic_dedup" in order:
             later = order[order.index("semantic_dedup") :]
             for signal in ("quality", "difficulty"):

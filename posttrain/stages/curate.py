@@ -35,6 +35,7 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
             heldout=held_out_prompts(inputs["heldout"]),
             shares=settings.mix,
             embed=embedder.embed,
+            topics=inputs.paths.get("rules:topics.yaml"),
             seed=settings.seed,
             work=out.path,
         ),
