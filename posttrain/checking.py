@@ -7,18 +7,20 @@ Loads templates, hooks, rules and headers of weights; never a model.
 
 import shutil
 
-from posttrain import judging, sandbox
+from posttrain import sandbox
 from posttrain.annotation import people_from
 from posttrain.controller import Run
 from posttrain.embedding import embedder_folder
 from posttrain.errors import BadInput
+from posttrain.judging import simulated
 from posttrain.models.chat import control_tokens, load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, context_length
 from posttrain.preference_rows import JudgedRow
 from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts
 from posttrain.rows import Example, Message, Prompt
-from posttrain.settings.plan import FileSource, SimulatedAnnotator, SimulatedJudge, Source
+from posttrain.settings.judges import LocalJudge, SimulatedJudge
+from posttrain.settings.plan import FileSource, SimulatedAnnotator, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (
     load_functions,
@@ -92,7 +94,9 @@ def _check_people(run: Run) -> str:
     if isinstance(annotator, SimulatedAnnotator):
         people_from(load_functions(run.workspace.find(annotator.rules)), annotator)
     if isinstance(judge, SimulatedJudge):
-        judging.SimulatedJudge(run.workspace.find(judge.rules), load_functions)
+        simulated.SimulatedJudge(run.workspace.find(judge.rules), load_functions)
+    if isinstance(judge, LocalJudge):
+        check_model_folder(run.workspace.find(judge.model))
     return f"annotator {annotator.type}, judge {judge.type}"
 
 

@@ -65,6 +65,8 @@ class ScoredDialog(Example):
     human: bool = False
     """Written by a person."""
     level: Annotated[int, Field(ge=1)] | None = None
+    tags: tuple[str, ...] = ()
+    """Intentions of its prompt (InsTag)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -56,11 +56,11 @@ def test_a_dropped_row_can_be_traced(tmp_path: Path) -> None:
         "heldout/dev": [held_out],
         "heldout/test": [],
         "score/earlier": [],
-        "select/selected": [chosen(1, "one"), chosen(2, "two"), chosen(3, "three")],
+        "chosen/selected": [chosen(1, "one"), chosen(2, "two"), chosen(3, "three")],
     }
     for name, rows in tables.items():
         write_rows(tmp_path / f"{name}.jsonl", rows)
-    folders = {name: tmp_path / name for name in ("heldout", "score", "select")}
+    folders = {name: tmp_path / name for name in ("heldout", "score", "chosen")}
     paths = {**folders, "human:0": tmp_path / "human", "rules": RULES}
     order = ("clean", "exact_duplicates", "decontaminate", "mix")
     pipeline = Pipeline(order=order, clean=Clean(rules=("drop_empty",)))

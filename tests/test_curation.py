@@ -20,8 +20,7 @@ from posttrain.curation.topics import read_topics
 from posttrain.embedding import Embedded, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import Grade
-from posttrain.judging import SimulatedJudge, render_rubric
-from posttrain.rows import Candidate, Example, Message, Prompt
+from posttrain.rows import Example, Message, Prompt
 from posttrain.settings.base import parse
 from posttrain.settings.pipeline import RULES, Decontaminate, Mix, Pipeline
 from posttrain.workspace import load_functions
@@ -264,6 +263,28 @@ def test_difficulty_comes_from_the_level_else_from_the_pass_rate() -> None:
     assert curated.counts[0].notes["from unknown"] == 1
     wrong = Scored(example("w", "a", pass_rate="often"))
     with pytest.raises(BadInput, match="pass_rate is 'often'"):
+        curate([wrong], pipeline("difficulty"), tools())
+
+
+def test_difficulty_is_the_first_measure_that_a_row_has() -> None:
+    def row(name: str, **columns: Any) -> Scored:
+        return Scored(example(name, "a", id=name, **columns))
+
+    rows = [
+        row("judged", judged_difficulty=3, tags=["sum"], pass_rate=1.0),
+        row("tagged", tags=["sum", "Sum!", "table"], pass_rate=0.0),
+        row("many", tags=list("abcde")),
+    ]
+    found, notes = [], {}
+    for by in (["level", "judge", "tags", "pass_rate"], ["pass_rate", "tags"]):
+        curated = curate(rows, pipeline("difficulty", difficulty={"by": by}), tools(embed=None))
+        found.append({e.id: e.model_extra["difficulty"] for e in curated.kept if e.model_extra})
+        notes = curated.counts[0].notes
+    assert found[0] == {"judged": 3, "tagged": 1, "many": 3}
+    assert found[1] == {"judged": 1, "tagged": 3, "many": 3}
+    assert (notes["from pass_rate"], notes["from tags"]) == (2, 1)
+    wrong = row("wrong", judged_difficulty=4)
+    with pytest.raises(BadInput, match="a judge's difficulty is 1 to 3, not 4"):
         curate([wrong], pipeline("difficulty"), tools())
 
 
@@ -621,54 +642,3 @@ def run(rows: list[Scored], settings: Pipeline, things: CurationTools) -> Curate
         return curate(rows, settings, things)
     except StepFailed as error:
         return str(error)
-
-
-# Judges and rubrics
-
-
-def test_the_simulated_judge_grades_by_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "judge_rules.py"
-    path.write_text(
-        "def grade(prompt, response, passed):\n"
-        "    return {'none': None, 'odd': 4}.get(response, 3 if passed else 1)\n"
-    )
-    judge = SimulatedJudge(path, load_functions)
-
-    def candidate(response: str) -> Candidate:
-        turns = (Message(role="user", content="q"), Message(role="assistant", content=response))
-        return Candidate(
-            id="p/0",
-            prompt_id="p",
-            messages=turns,
-            seed=1,
-            finish_reason="stop",
-            num_tokens=1,
-            model="m",
-        )
-
-    assert judge.grade(candidate("yes"), ask("q"), True) == Grade(3, 3, "simulated judge")
-    assert judge.grade(candidate("no"), ask("q"), False) == Grade(1, 3, "simulated judge")
-    assert judge.grade(candidate("none"), ask("q"), True) is None
-    with pytest.raises(BadInput, match="answered 4 for p/0"):
-        judge.grade(candidate("odd"), ask("q"), True)
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(BadInput, match="expected a function grade"):
-        SimulatedJudge(tmp_path / "empty.py", load_functions)
-
-
-@pytest.mark.parametrize(("name", "scale"), [("general", (1, 2, 3)), ("code", (1, 2))])
-def test_rubrics_render_dialog_response_and_scale(name: str, scale: tuple[int, ...]) -> None:
-    variables = {"dialog": [{"role": "user", "content": "1 < 2 & 3?"}], "response": "{{ yes }}"}
-    rubric = render_rubric(DATA_QUALITY / "rubrics" / f"{name}.jinja", variables)
-    assert rubric.scale == scale
-    assert "[user]\n1 < 2 & 3?\n" in rubric.text
-    assert "\n{{ yes }}\n" in rubric.text
-    assert rubric.text.endswith(", ".join(map(str, scale)) + ".")
-
-
-def test_a_wrong_rubric_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="'dialog' is undefined"):
-        render_rubric(DATA_QUALITY / "rubrics" / "code.jinja", {"response": "x"})
-    (tmp_path / "bad.jinja").write_text("{% set scale = [3, 1] %}x")
-    with pytest.raises(BadInput, match="found \\[3, 1\\]"):
-        render_rubric(tmp_path / "bad.jinja", {})

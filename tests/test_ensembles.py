@@ -171,7 +171,7 @@ def inputs(members: dict[str, Path], tmp_path: Path) -> Inputs:
     (tmp_path / "out").mkdir()
     paths = {
         "sample": tmp_path / "sample",
-        "select:1": tmp_path / "select",
+        "chosen:1": tmp_path / "select",
         "template": TEMPLATE,
         **members,
     }

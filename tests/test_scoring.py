@@ -189,7 +189,7 @@ def inputs(reward: Path, tmp_path: Path) -> Inputs:
     (tmp_path / "out").mkdir()
     paths = {
         "sample": tmp_path / "sample",
-        "select:1": tmp_path / "select",
+        "chosen:1": tmp_path / "select",
         "reward": reward.parent,
         "template": TEMPLATE,
     }

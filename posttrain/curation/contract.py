@@ -128,6 +128,10 @@ class Row(NamedTuple):
     human: bool
     level: int | None
     pass_rate: Any
+    judged: Any
+    """The judge's difficulty, 1 to 3."""
+    tags: tuple[str, ...]
+    """The prompt's intentions, as the judge named them."""
     content: str
     """Hash of all that came in: sorted by id and this, the input's order leaves no trace."""
     dialog: str

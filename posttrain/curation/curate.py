@@ -78,7 +78,7 @@ def _run(
         case "quality":
             return rate_quality(rows, settings.quality)
         case "difficulty":
-            return rate_difficulty(rows, settings.difficulty)
+            return rate_difficulty(rows, settings.difficulty, tools.embed)
         case "semantic_dedup":
             return drop_near(rows, settings.dedup, tools)
         case "topics":

@@ -8,13 +8,18 @@ Knows scores, grades, levels and pass rates; asks no model.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import regex
+
 from posttrain.curation.contract import Row, StepResult, drop
+from posttrain.dedup import semantic_dedup
+from posttrain.embedding import Embedded
 from posttrain.errors import BadInput
 from posttrain.settings.pipeline import Difficulty, Quality
 
+WORD = regex.compile(r"[\w+#]+")
 NOTES = ("reward", "judge", "union", "both", "human", "without_score", "without_grade")
 """What is counted per capability; all but `human` count rows that no person wrote."""
 
@@ -110,19 +115,24 @@ def _verdict(signals: Signals, settings: Quality) -> str:
     return " and ".join(said) or "neither signal"
 
 
-def rate_difficulty(rows: Sequence[Row], settings: Difficulty) -> StepResult:
+def rate_difficulty(
+    rows: Sequence[Row],
+    settings: Difficulty,
+    embed: Callable[[Sequence[str]], Embedded] | None = None,
+) -> StepResult:
     """Set `difficulty`, 1 easy to 3 hard; drops nothing.
 
-    From the prompt's level where it has one, else from `pass_rate`, the share of the prompt's K
-    samples that passed, which the example carries; else `settings.unknown`, which is counted.
+    From the first of the settings' measures that the row has, else `settings.unknown`, which is
+    counted. Without an embedder tags are compared as text alone.
 
     Raises:
-        BadInput: a pass rate that is no number from 0 to 1.
+        BadInput: a pass rate that is no number from 0 to 1, or a judge's difficulty off its scale.
     """
+    one_tag = normal_tags([tag for row in rows for tag in row.tags], settings.tag_cosine, embed)
     kept: list[Row] = []
     notes: Counter[str] = Counter()
     for row in rows:
-        difficulty, basis = _difficulty(row, settings)
+        difficulty, basis = _difficulty(row, settings, one_tag)
         kept.append(
             row._replace(difficulty=difficulty).decide("difficulty", f"{difficulty} ({basis})")
         )
@@ -130,13 +140,39 @@ def rate_difficulty(rows: Sequence[Row], settings: Difficulty) -> StepResult:
     return StepResult(kept, [], {}, dict(sorted(notes.items())))
 
 
-def _difficulty(row: Row, settings: Difficulty) -> tuple[int, str]:
-    if row.level is not None:
-        harder = sum(row.level > bound for bound in settings.level_bounds)
-        return 1 + harder, f"level {row.level}"
-    rate = row.pass_rate
-    if rate is None:
-        return settings.unknown, "unknown"
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-        raise BadInput(f"row {row.id}: pass_rate is {rate!r}, expected a number from 0 to 1")
-    return 1 + sum(rate < bound for bound in settings.pass_rate_bounds), f"pass_rate {rate:.3g}"
+def normal_tags(
+    tags: Sequence[str],
+    cosine: float,
+    embed: Callable[[Sequence[str]], Embedded] | None = None,
+) -> Mapping[str, str]:
+    """Each tag's normal form: lower case, no marks, and of near ones the most frequent (InsTag)."""
+    plain = {tag: " ".join(WORD.findall(tag.casefold())) for tag in set(tags)}
+    counts = Counter(plain[tag] for tag in tags)
+    ranked = sorted(counts, key=lambda form: (-counts[form], form))
+    stands_for = {form: form for form in ranked}
+    if embed is not None and ranked:
+        for gone in semantic_dedup(embed(ranked).vectors_ND, range(len(ranked)), cosine):
+            stands_for[ranked[gone.row]] = ranked[gone.keeper]
+    return {tag: stands_for[form] for tag, form in plain.items()}
+
+
+def _difficulty(row: Row, settings: Difficulty, one_tag: Mapping[str, str]) -> tuple[int, str]:
+    for measure in settings.by:
+        if measure == "level" and row.level is not None:
+            return 1 + sum(row.level > b for b in settings.level_bounds), f"level {row.level}"
+        if measure == "judge" and row.judged is not None:
+            if isinstance(row.judged, bool) or row.judged not in (1, 2, 3):
+                raise BadInput(f"row {row.id}: a judge's difficulty is 1 to 3, not {row.judged!r}")
+            return int(row.judged), f"judge {row.judged}"
+        if measure == "tags" and row.tags:
+            count = len({one_tag[tag] for tag in row.tags})
+            return 1 + sum(count > bound for bound in settings.tag_bounds), f"tags {count}"
+        if measure == "pass_rate" and row.pass_rate is not None:
+            rate = row.pass_rate
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise BadInput(
+                    f"row {row.id}: pass_rate is {rate!r}, expected a number from 0 to 1"
+                )
+            harder = sum(rate < bound for bound in settings.pass_rate_bounds)
+            return 1 + harder, f"pass_rate {rate:.3g}"
+    return settings.unknown, "unknown"

@@ -9,6 +9,7 @@ The steps that come later decide on what was found here.
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -93,6 +94,8 @@ class Scan:
                 human=scored.human,
                 level=scored.prompt.level if scored.prompt else None,
                 pass_rate=extra.get("pass_rate"),
+                judged=extra.get("judged_difficulty"),
+                tags=tuple(sys.intern(str(tag)) for tag in extra.get("tags") or ()),
                 content=_content(scored),
                 dialog=dialog_hash(example),
                 tie_break=content_id([self._tools.seed, example.id]),

@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.planning.builder import Builder
+from posttrain.planning.examples import curated, human_rows, max_context, rejection_sampled
 from posttrain.settings.base import Settings
-from posttrain.settings.plan import Plan, SimulatedAnnotator, SimulatedJudge, Source
+from posttrain.settings.plan import Plan, SimulatedAnnotator, Source
 from posttrain.settings.stages import (
-    CurateStage,
     DpoStage,
     GateStage,
-    HumanStage,
     MeasureRewardStage,
     PreferencesStage,
     PromptsStage,
     RewardStage,
-    SampleStage,
-    ScoreStage,
-    SelectStage,
     SftStage,
     TasksStage,
 )
@@ -64,7 +60,7 @@ def _bootstrap(b: Builder) -> None:
         sources=sources,
         splits=plan.splits,
         held_out=True,
-        max_context=_max_context(plan),
+        max_context=max_context(plan),
         recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
     )
     b.add(
@@ -74,7 +70,7 @@ def _bootstrap(b: Builder) -> None:
         files={**b.base, **b.template, **b.sources(sources)},
     )
     b.measure("round-0/measure-base", {"files": {"model": b.base["base"]}})
-    human = _human(b, 0, plan.bootstrap.human)
+    human = human_rows(b, 0, plan.bootstrap.human)
     first = next(iter(plan.sft.variants))
     policy = b.add(
         "round-0/bootstrap",
@@ -92,23 +88,6 @@ def _bootstrap(b: Builder) -> None:
         _tasks(b, 0, plan.bootstrap.tasks, policy, {})
 
 
-def _max_context(plan: Plan) -> int | None:
-    """Tokens that the sampling engine takes at most, where it is told."""
-    engine = plan.sampling.engine
-    return None if engine.type == "transformers" else engine.max_model_len
-
-
-def _human(b: Builder, number: int, paths: tuple[str, ...]) -> Step:
-    """The step that checks the human-written examples of a round."""
-    return b.add(
-        f"round-{number}/human",
-        "human",
-        HumanStage(splits=b.plan.splits, decontaminate=b.pipeline.decontaminate),
-        inputs={"heldout": b.steps["round-0/heldout"]},
-        files={**b.base, **b.files("human", paths)},
-    )
-
-
 def _round(b: Builder, number: int) -> None:
     plan, at = b.plan, f"round-{number}"
     data = plan.rounds[number - 1]
@@ -122,8 +101,8 @@ def _round(b: Builder, number: int) -> None:
     _preferences(b, number)
     batches = {f"preferences:{n}": b.steps[f"round-{n}/preferences"] for n in range(1, number + 1)}
     reward = _reward(b, at, batches)
-    score, select = _rejection_sampled(b, number, reward, policy)
-    curate = _curate(b, number, score, select)
+    score, select = rejection_sampled(b, number, reward, policy)
+    curate = curated(b, number, score)
     sft = _members(b, at, "sft", plan.sft, {"examples": curate}, b.base)
     last = sft
     if plan.dpo.enabled:
@@ -149,106 +128,6 @@ def _round(b: Builder, number: int) -> None:
         _tasks(b, number, data.tasks, last, policy)
 
 
-def _rejection_sampled(
-    b: Builder, number: int, reward: Step, policy: Mapping[str, Any]
-) -> tuple[Step, Step]:
-    """The steps that score a round's responses and choose among them (section 4.2.2)."""
-    plan, at = b.plan, f"round-{number}"
-    sources, selection = plan.rounds[number - 1].prompts, plan.selection
-    by = {"reward": reward}
-    if selection.ensemble != "none":
-        by = {f"member:rm-{name}": b.steps[f"{at}/rm-{name}"] for name in plan.reward.variants}
-    prompts = b.add(
-        f"{at}/prompts",
-        "prompts",
-        PromptsStage(
-            round=number,
-            seed=plan.seed,
-            sources=sources,
-            splits=plan.splits,
-            held_out=False,
-            max_context=_max_context(plan),
-            recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
-        ),
-        files={**b.base, **b.template, **b.sources(sources)},
-    )
-    sample = _sample(b, number, prompts, reward, policy)
-    history = range(max(1, number - selection.history), number)
-    earlier = {f"select:{n}": b.steps[f"round-{n}/select"] for n in history}
-    score = b.add(
-        f"{at}/score",
-        "score",
-        ScoreStage(
-            ensemble=selection.ensemble != "none",
-            penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
-            scoring=plan.scoring,
-        ),
-        inputs={"sample": sample, **by, **earlier},
-        files=b.template,
-    )
-    judge = _rules("judge", b) if isinstance(plan.judge, SimulatedJudge) else {}
-    select = b.add(
-        f"{at}/select",
-        "select",
-        SelectStage(
-            round=number,
-            selection=selection,
-            recipes=b.recipes_with("hooks", "answer_in", "languages", "train_on_steering"),
-            judge=plan.judge,
-        ),
-        inputs={"prompts": prompts, "score": score},
-        files={**judge, **b.hooks()},
-    )
-    return score, select
-
-
-def _sample(
-    b: Builder, number: int, prompts: Step, reward: Step, policy: Mapping[str, Any]
-) -> Step:
-    """The step that samples; what a response must pass is its affair only where K is adaptive."""
-    plan = b.plan
-    adaptive = plan.sampling.adaptive
-    keys = ["k", "temperature", "max_tokens", "system_prompts"]
-    if adaptive is not None:
-        keys += ["hooks", "answer_in", "languages"]
-    scores = adaptive is not None and adaptive.target is not None
-    return b.add(
-        f"round-{number}/sample",
-        "sample",
-        SampleStage(
-            round=number,
-            seed=plan.seed,
-            sampling=plan.sampling,
-            recipes=b.recipes_in_round(number, *keys),
-            selection=None if adaptive is None else plan.selection,
-            verify_ahead=b.recipes_with("hooks") if adaptive is None else {},
-        ),
-        inputs={
-            "prompts": prompts,
-            **policy.get("inputs", {}),
-            **({"reward": reward} if scores else {}),
-        },
-        choices={**policy.get("choices", {}), **_best_policies(b, number)},
-        files={
-            **b.template,
-            **(b.steering() if adaptive is None else b.hooks()),
-            **b.experts(),
-        },
-    )
-
-
-def _best_policies(b: Builder, number: int) -> dict[str, Choice]:
-    """The models that recipes sample from which ask for the best one so far."""
-    if number == 1:
-        return {}
-    gate = b.steps[f"round-{number - 1}/gate"]
-    return {
-        f"policy:{name}": Choice(gate, f"best-{name}.json")
-        for name, recipe in b.recipes.items()
-        if recipe.policy == "best"
-    }
-
-
 def _preferences(b: Builder, number: int) -> None:
     plan, files = b.plan, dict(b.base)
     inputs = {"heldout": b.steps["round-0/heldout"]}
@@ -260,7 +139,7 @@ def _preferences(b: Builder, number: int) -> None:
     if not given:
         inputs["tasks"] = b.steps[f"round-{number - 1}/tasks"]
         if isinstance(plan.annotator, SimulatedAnnotator):
-            files |= {**_rules("people", b), **b.hooks()}
+            files |= {**_people(b), **b.hooks()}
         else:
             files["answers"] = b.workspace.answers(b.name, number - 1)
             awaited = frozenset({"answers"})
@@ -303,27 +182,6 @@ def _reward(b: Builder, at: str, batches: Mapping[str, Step]) -> Step:
         files=b.template,
     )
     return reward
-
-
-def _curate(b: Builder, number: int, score: Step, select: Step) -> Step:
-    plan = b.plan
-    if plan.rounds[number - 1].human:
-        _human(b, number, plan.rounds[number - 1].human)
-    places = (f"round-{n}/human" for n in range(number + 1))
-    human = {f"human:{place}": b.steps[place] for place in places if place in b.steps}
-    rules = b.workspace.find("data_quality/rules.py")
-    files = {"rules": rules}
-    # Rules may read lists that lie beside them; the pipeline's settings enter as literals.
-    lists = [p for p in sorted(rules.parent.glob("*.yaml")) if p.name != "pipeline.yaml"]
-    files |= {f"rules:{path.name}": path for path in lists}
-    files |= b.embedder()
-    return b.add(
-        f"round-{number}/curate",
-        "curate",
-        CurateStage(round=number, seed=plan.seed, pipeline=b.pipeline, mix=plan.mix),
-        inputs={"score": score, "select": select, "heldout": b.steps["round-0/heldout"], **human},
-        files=files,
-    )
 
 
 def _members(
@@ -380,7 +238,7 @@ def _tasks(
         splits=plan.splits,
         tasks=tasks,
         sampling=plan.sampling,
-        max_context=_max_context(plan),
+        max_context=max_context(plan),
         recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
     )
     b.add(
@@ -393,8 +251,7 @@ def _tasks(
     )
 
 
-def _rules(name: str, b: Builder) -> dict[str, Path]:
-    """The rules file of simulated people or of a simulated judge."""
-    owner = b.plan.annotator if name == "people" else b.plan.judge
-    assert isinstance(owner, SimulatedAnnotator | SimulatedJudge)
-    return {name: b.workspace.find(owner.rules)}
+def _people(b: Builder) -> dict[str, Path]:
+    """The rules file of simulated people."""
+    assert isinstance(b.plan.annotator, SimulatedAnnotator)
+    return {"people": b.workspace.find(b.plan.annotator.rules)}

@@ -79,19 +79,35 @@ class Quality(Settings):
 
 
 class Difficulty(Settings):
-    """A three-point scale, 1 the easiest: from the prompt's level, else from its pass rate."""
+    """A three-point scale, 1 the easiest, from the first measure that a row has."""
 
+    by: tuple[Literal["level", "judge", "tags", "pass_rate"], ...] = (
+        "level",
+        "judge",
+        "tags",
+        "pass_rate",
+    )
+    """The prompt's level; the judge's own three points; how many intentions the judge named
+    (InsTag); the share of its K samples that passed."""
+    tag_bounds: tuple[int, int] = (2, 4)
+    """Most intentions of an easy prompt, and of a medium one."""
+    tag_cosine: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Tags whose vectors are as near as this are one."""
     level_bounds: tuple[int, int] = (2, 4)
     """Highest level that is easy (1), and highest that is medium (2)."""
     pass_rate_bounds: tuple[Share, Share] = (0.75, 0.25)
     """Of a prompt's K samples: lowest share that passed of an easy prompt, and of a medium one."""
     unknown: Literal[1, 2, 3] = 2
-    """Difficulty of a row with neither a level nor a pass rate; such rows are counted."""
+    """Difficulty of a row with none of these; such rows are counted."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.level_bounds[0] >= self.level_bounds[1]:
             raise ValueError("difficulty.level_bounds: expected [easy, medium] with easy < medium")
+        if self.tag_bounds[0] >= self.tag_bounds[1]:
+            raise ValueError("difficulty.tag_bounds: expected [easy, medium] with easy < medium")
+        if not self.by or len(set(self.by)) < len(self.by):
+            raise ValueError(f"difficulty.by: expected measures, each once, got {list(self.by)}")
         if self.pass_rate_bounds[0] <= self.pass_rate_bounds[1]:
             raise ValueError(
                 "difficulty.pass_rate_bounds: expected [easy, medium] with easy > medium"

@@ -18,6 +18,7 @@ from posttrain.settings.engines import (
     TransformersEngineSettings,
     VllmEngineSettings,
 )
+from posttrain.settings.judges import Judge, NoJudge
 from posttrain.settings.training import (
     PREFIX_KEEPS_KEYS,
     DpoSettings,
@@ -132,23 +133,6 @@ class SimulatedAnnotator(Settings):
 
 
 Annotator = Annotated[FileAnnotator | SimulatedAnnotator, Field(discriminator="type")]
-
-
-class NoJudge(Settings):
-    """No judge: quality is the reward model's score alone."""
-
-    type: Literal["none"] = "none"
-
-
-class SimulatedJudge(Settings):
-    """A simulated judge, for tests and the tiny plan."""
-
-    type: Literal["simulated"]
-    rules: str
-    """A Python file with `grade`."""
-
-
-Judge = Annotated[NoJudge | SimulatedJudge, Field(discriminator="type")]
 
 
 class Adaptive(Settings):

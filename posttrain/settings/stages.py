@@ -8,12 +8,12 @@ from typing import Any
 
 from posttrain.rows import Strength
 from posttrain.settings.base import Settings
+from posttrain.settings.judges import Judge
 from posttrain.settings.pipeline import Decontaminate, Pipeline
 from posttrain.settings.plan import (
     Annotator,
     Evaluation,
     Gate,
-    Judge,
     Sampling,
     Scoring,
     Selection,
@@ -118,6 +118,11 @@ class SelectStage(Settings):
     round: int
     selection: Selection
     recipes: Recipes
+
+
+class GradeStage(Settings):
+    """A judge's grades of what was selected."""
+
     judge: Judge
 
 
@@ -212,6 +217,9 @@ CIRCUMSTANCES = frozenset(
         "selection.penalty",
         "annotator.rules",
         "judge.rules",
+        "judge.engine.batch_size",
+        *(f"judge.engine.{key}" for key in (*_OF_VLLM, *_OF_ENDPOINT)),
+        *(f"judge.{key}" for key in ("concurrency", "timeout_seconds", "retries", "api_key_env")),
         "sampling.shard_size",
         # Only makes verdicts known early.
         "verify_ahead",

@@ -20,7 +20,7 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
         for row in load_rows(folder / "train.jsonl", Example)
     ]
     chosen = [
-        *load_rows(inputs["select"] / "selected.jsonl", Candidate),
+        *load_rows(inputs["chosen"] / "selected.jsonl", Candidate),
         *load_rows(inputs["score"] / "earlier.jsonl", Candidate),
     ]
     rows = [Scored(example, human=True) for example in human]
@@ -79,6 +79,8 @@ def _scored(row: Candidate, round_number: int) -> Scored:
             "round": round_number,
             "pass_rate": extra.get("pass_rate"),
             "level": extra.get("level"),
+            "tags": extra.get("tags"),
+            "judged_difficulty": extra.get("difficulty"),
         }
     )
     grade = extra.get("grade")

@@ -59,7 +59,7 @@ def _earlier_choices(inputs: Inputs) -> list[Candidate]:
                 "parents": (row.id,),
             }
         )
-        for folder in inputs.named("select:").values()
+        for folder in inputs.named("chosen:").values()
         for row in load_rows(folder / "selected.jsonl", Candidate)
     ]
 

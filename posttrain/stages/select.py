@@ -4,25 +4,23 @@ A prompt where nothing passes goes to `hard.jsonl` with its best attempt.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from posttrain.gates import stopped_at
-from posttrain.hooks import Grade, Verdict
-from posttrain.judging import Judge, SimulatedJudge
+from posttrain.hooks import Verdict
 from posttrain.rows import Candidate, Preference, Prompt, content_id
 from posttrain.settings.plan import SyntheticPairs
 from posttrain.settings.stages import SelectStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.verifying import VERDICTS, Verifier
-from posttrain.workspace import load_functions
 
 NOT_CHOSEN = {"reward": "not the best of K", "random": "another one of K was drawn"}
 
 
 def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
-    """Write `selected.jsonl` (with score, verdict, grade and pass rate) and `hard.jsonl`."""
+    """Write `selected.jsonl` (with score, verdict and pass rate) and `hard.jsonl`."""
     prompts = {p.id: p for p in load_rows(inputs["prompts"] / "train.jsonl", Prompt)}
     rows = load_rows(inputs["score"] / "responses.jsonl", Candidate)
     verifier = Verifier(
@@ -36,7 +34,6 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
     for row, verdict in zip(rows, verdicts, strict=True):
         groups[row.prompt_id].append((row, verdict))
-    judge = SimulatedJudge(inputs["judge"], load_functions) if "judge" in inputs.paths else None
     gates = settings.selection
     best_first = partial(_best_first, penalty=gates.length_penalty)
     order = best_first if gates.by == "reward" else _any_first
@@ -62,7 +59,6 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
                     row,
                     passed=passed,
                     pass_rate=rate,
-                    grade=_graded(judge, row, prompt, passed is not False),
                     round=settings.round,
                     level=prompt.level,
                     prompt=[message.to_json() for message in trained_on],
@@ -158,13 +154,6 @@ def _any_first(row: Candidate) -> str:
 def _verdict_of(group: Sequence[tuple[Candidate, Verdict | None]], row: Candidate) -> bool | None:
     verdict = next(v for candidate, v in group if candidate.id == row.id)
     return None if verdict is None else verdict.passed
-
-
-def _graded(
-    judge: Judge | None, row: Candidate, prompt: Prompt, passed: bool
-) -> Mapping[str, object] | None:
-    grade: Grade | None = judge.grade(row, prompt, passed) if judge is not None else None
-    return None if grade is None else {"score": grade.score, "maximum": grade.maximum}
 
 
 def _with(row: Candidate, **columns: object) -> Candidate:
