@@ -78,7 +78,7 @@ def dedup_command(
         Literal["kept", "seen"],
         typer.Option("--rule", help="Rows before that count."),
     ] = "kept",
-    probes: Annotated[int, typer.Option("--probes", help="ivf: clusters to compare with.")] = 4,
+    probes: Annotated[int, typer.Option("--probes", help="ivf: clusters to compare with.")] = 8,
     passes: Annotated[int, typer.Option("--passes", help="clustered: clusterings.")] = 1,
     jaccard: Annotated[
         float, typer.Option("--jaccard", help="Shared wording of a copy; 0 leaves this out.")

@@ -26,7 +26,7 @@ def semantic_dedup(
     earlier_ED: Vectors | None = None,
     mode: Mode = "auto",
     block: int = 1024,
-    probes: int = 4,
+    probes: int = 8,
     passes: int = 1,
     seed: int = 0,
 ) -> list[Removal]:

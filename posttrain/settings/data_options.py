@@ -27,7 +27,7 @@ class DedupFileSettings(Settings):
     exact up to 100,000 rows and ivf past them."""
     rule: Literal["kept", "seen"] = "kept"
     """Compare with rows that were kept, or with every row before."""
-    probes: Annotated[int, Field(ge=1)] = 4
+    probes: Annotated[int, Field(ge=1)] = 8
     """Of ivf: clusters that a row is compared with."""
     passes: Annotated[int, Field(ge=1)] = 1
     """Of clustered: how often what is left is clustered afresh."""

@@ -131,7 +131,7 @@ class Dedup(Settings):
     mode: Literal["auto", "exact", "ivf", "clustered"] = "auto"
     """`exact` compares all, `ivf` the nearest clusters, `clustered` as the paper does; `auto` is
     exact up to 100,000 rows and ivf past them."""
-    probes: Annotated[int, Field(ge=1)] = 4
+    probes: Annotated[int, Field(ge=1)] = 8
     """Of ivf: clusters that a row is compared with."""
     passes: Annotated[int, Field(ge=1)] = 1
     """Of clustered: how often what is left is clustered afresh."""
