@@ -22,6 +22,7 @@ from rich.table import Table as Printed
 
 from posttrain.dedup import Removal, semantic_dedup
 from posttrain.dedup.contract import Vectors, check_vectors
+from posttrain.dedup.equal import equal_rows
 from posttrain.dedup.minhash import Hashes, band_keys, near_copies, shingles
 from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
@@ -74,7 +75,8 @@ def _dedup(settings: DedupFileSettings, rows: Path, target: OutFolder) -> dict[s
     removals: dict[str, list[Removal]] = {}
     order = found.order()
     with _timed(seconds, STEPS[0]):
-        removals[STEPS[0]] = _equal(found.hashes, order)
+        equal = equal_rows([found.hashes[row] for row in order])
+        removals[STEPS[0]] = [Removal(order[r.row], order[r.keeper], 1.0) for r in equal]
     order = _left(order, removals[STEPS[0]])
     if settings.jaccard:
         with _timed(seconds, STEPS[1]):
@@ -168,21 +170,15 @@ def _read(path: Path, copy: Path, settings: DedupFileSettings) -> tuple[TextRows
                 sketch()
                 told(len(found.ids), None)
     sketch()
-    if not found.ids:
-        raise BadInput(f"{path}: expected rows, it has none")
     check_share(found.rejects, len(found.ids), settings.reject_share, "--reject-share")
+    if not found.good:
+        raise BadInput(f"{path}: expected rows, it has none")
     return found, keys
 
 
 def _left(order: Sequence[int], removals: Sequence[Removal]) -> list[int]:
     gone = {one.row for one in removals}
     return [row for row in order if row not in gone]
-
-
-def _equal(hashes: Sequence[bytes], order: Sequence[int]) -> list[Removal]:
-    first: dict[bytes, int] = {}
-    pairs = ((row, first.setdefault(hashes[row], row)) for row in order)
-    return [Removal(row, keeper, 1.0) for row, keeper in pairs if keeper != row]
 
 
 def _worded_alike(

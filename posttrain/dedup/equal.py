@@ -39,9 +39,9 @@ def exact_duplicates(examples: Sequence[Example], earlier: Sequence[Example] = (
     return equal_rows([dialog_hash(one) for one in examples], [dialog_hash(e) for e in earlier])
 
 
-def equal_rows(hashes: Sequence[str], earlier: Sequence[str] = ()) -> list[Removal]:
+def equal_rows(hashes: Sequence[str | bytes], earlier: Sequence[str | bytes] = ()) -> list[Removal]:
     """`exact_duplicates` of rows whose hashes are known."""
-    first: dict[str, int] = {}
+    first: dict[str | bytes, int] = {}
     for place, known in enumerate(earlier):
         first.setdefault(known, len(hashes) + place)
     removals = []
