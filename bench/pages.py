@@ -44,7 +44,7 @@ def main() -> None:
         figure.savefig(OUT, metadata={"Date": None})
     machine = results[0]["machine"]
     place = f"{machine['cores']} shared cores of an {machine['processor']}"
-    (commit,) = {one["machine"]["commit"] for one in results}
+    commit = " and ".join(dict.fromkeys(one["machine"]["commit"] for one in results))
     told = (
         f"Means over {len(seeds)} seeds and their range, `python -m bench.rounds --seed N` on "
         f"{place} at commit {commit}; choices look at dev, test is only reported."
