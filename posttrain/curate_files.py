@@ -28,14 +28,12 @@ from posttrain.settings.pipeline import Pipeline
 from posttrain.tables import (
     Reject,
     check_share,
-    excerpt,
-    parse_row,
     raw_rows,
     read_table,
     write_json,
     write_rows,
 )
-from posttrain.user_rows import PromptRow, ScoredDialog, json_file_lines
+from posttrain.user_rows import PromptRow, ScoredDialog, parsed_lines
 from posttrain.workspace import Workspace, library, load_functions, nearest_workspace, read_yaml
 
 TOLD_EVERY = 1000
@@ -110,7 +108,6 @@ class _Source:
         if path.suffix == ".parquet":
             write_rows(copy, (row for _, row in raw_rows(path)))  # type: ignore[misc]
         self._path = copy if path.suffix == ".parquet" else path
-        self._name = path.name
         self._offsets: list[int] = []
         self.rejects: list[Reject] = []
 
@@ -125,15 +122,10 @@ class _Source:
         Raises:
             BadInput: no such file, one without rows, or too many malformed ones.
         """
-        known: dict[str, int] = {}
-        for offset, number, raw in json_file_lines(self._path):
-            row = parse_row(raw, ScoredDialog)
-            if not isinstance(row, str) and row.id in known:
-                row = f"id {row.id} was already used in line {known[row.id]}"
-            if isinstance(row, str):
-                self.rejects.append(Reject(self._name, number, row, excerpt(raw)))
+        for offset, _, row in parsed_lines(self._path, ScoredDialog):
+            if isinstance(row, Reject):
+                self.rejects.append(row)
                 continue
-            known[row.id] = number
             self._offsets.append(offset)
             if not self.total % TOLD_EVERY:
                 told(self.total, None)

@@ -12,7 +12,7 @@ texts are compared, a row is named by its place in the file, malformed rows coun
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -130,6 +130,9 @@ class Rank(NamedTuple):
         return cls(-quality * difficulty, -score, -difficulty, content_id(own_id))
 
 
+RowT = TypeVar("RowT", ScoredDialog, TextRow)
+
+
 @dataclass
 class TextRows:
     """What is known of each row; a row is named by its place in the file, rejects counted."""
@@ -151,18 +154,12 @@ class TextRows:
         Raises:
             BadInput: no such file, or one of another format.
         """
-        known: dict[str, int] = {}
-        for offset, number, raw in json_file_lines(self.path):
-            row = parse_row(raw, TextRow)
-            if not isinstance(row, str) and row.id and row.id in known:
-                row = f"id {row.id} was already used in line {known[row.id]}"
+        for offset, raw, row in parsed_lines(self.path, TextRow):
             self.offsets.append(offset)
-            if isinstance(row, str):
-                self.rejects.append(Reject(self.path.name, number, row, excerpt(raw)))
+            if isinstance(row, Reject):
+                self.rejects.append(row)
                 self._append("", b"", None, ())
                 continue
-            if row.id:
-                known[row.id] = number
             self.good.append(len(self.ids))
             own_id = row.id or content_id(raw.decode().strip())
             values = (row.source, row.capability, row.topic)
@@ -201,6 +198,26 @@ def with_text_id(data: Any) -> Any:
     if isinstance(data, Mapping) and isinstance(data.get("id"), int):
         return {**data, "id": str(data["id"])}
     return data
+
+
+def parsed_lines(path: Path, kind: type[RowT]) -> Iterator[tuple[int, bytes, RowT | Reject]]:
+    """Byte offset and content of each line, and the row that stands there.
+
+    Raises:
+        BadInput: no such file, or one of another format.
+    """
+    known: dict[str, int] = {}
+    for offset, number, raw in json_file_lines(path):
+        row = parse_row(raw, kind)
+        own_id = "" if isinstance(row, str) else row.id
+        if own_id in known:
+            row = f"id {own_id} was already used in line {known[own_id]}"
+        if isinstance(row, str):
+            yield offset, raw, Reject(path.name, number, row, excerpt(raw))
+            continue
+        if own_id:
+            known[own_id] = number
+        yield offset, raw, row
 
 
 def json_file_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

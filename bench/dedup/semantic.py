@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from bench.machine import write_result
+from posttrain.dedup import exact, ivf, products, semantic_dedup
 
 HERE = Path(__file__).parent
 THRESHOLD, DIMENSION, SEED = 0.95, 384, 0
@@ -139,8 +140,6 @@ def write_vectors(path: Path, num_rows: int) -> np.ndarray:
 
 def run_one(name: str, path: Path) -> list[Any]:
     """Seconds, peak resident KiB and the removed rows of one of ours."""
-    from posttrain.dedup import exact, ivf, products, semantic_dedup
-
     if "float32" in name:
         for module in (exact, ivf, products):
             module.filter_dtype = lambda: torch.float32  # type: ignore[assignment]

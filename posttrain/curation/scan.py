@@ -46,7 +46,6 @@ class Scan:
         self._heldout = index_heldout(tools.heldout, settings.decontaminate.ngram)
         self._keys: list[Hashes] = []
         self._dialogs: dict[str, str] = {}
-        self._seen: set[str] = set()
 
     def read(self, rows: Iterable[Scored]) -> list[Row]:
         """The rows, sorted by id and content.
@@ -122,15 +121,15 @@ class Scan:
         if scored.score is not None and not math.isfinite(scored.score):
             raise BadInput(f"row {own_id}: expected a finite score, got {scored.score}")
         dialog = dialog_hash(scored.example)
-        first = self._dialogs.setdefault(own_id, dialog)
-        if first != dialog:
+        first = self._dialogs.get(own_id)
+        if first is not None and first != dialog:
             raise BadInput(f"two different rows have the id {own_id}: give each its own")
-        if own_id in self._seen and "exact_duplicates" not in self._settings.order:
+        if first is not None and "exact_duplicates" not in self._settings.order:
             raise BadInput(
                 f"the row {own_id} occurs twice: put exact_duplicates into the order, "
                 "or leave one out"
             )
-        self._seen.add(own_id)
+        self._dialogs[own_id] = dialog
 
 
 def _content(scored: Scored) -> str:

@@ -7,12 +7,11 @@ A pair on two sides of a border is missed; each further pass draws other borders
 
 import numpy as np
 
-from posttrain.dedup.clusters import fit, nearest
+from posttrain.dedup.clusters import fit, homes
 from posttrain.dedup.contract import Places, Removal, Rows, Rule
 from posttrain.dedup.exact import dedup_exact
 
 ROWS_A_CLUSTER = 500
-AT_ONCE = 8192
 
 
 def dedup_clustered(
@@ -34,10 +33,10 @@ def dedup_clustered(
     for number in range(passes):
         names = np.concatenate([left, np.arange(num, len(rows))])
         count = max(1, len(names) // ROWS_A_CLUSTER)
-        homes = _homes(rows, names, count, seed + number)
+        home_M = homes(rows, names, fit(rows, names, count, seed + number))
         found: list[Removal] = []
         for cluster in range(count):
-            members = names[homes == cluster]
+            members = names[home_M == cluster]
             earlier = members[members >= num] - num
             part = Rows(rows.vectors_ND, rows.earlier_ED[earlier])
             found += [
@@ -51,11 +50,3 @@ def dedup_clustered(
         removals += sorted(found, key=lambda one: int(rank[one.row]))
         left = left[~np.isin(left, [one.row for one in found])]
     return removals
-
-
-def _homes(rows: Rows, names: Places, count: int, seed: int) -> Places:
-    """The cluster of each named row."""
-    centroids_KD = fit(rows, names, count, seed)
-    starts = range(0, len(names), AT_ONCE)
-    parts = [nearest(rows.take(names[s : s + AT_ONCE]), centroids_KD, 1)[:, 0] for s in starts]
-    return np.concatenate(parts)

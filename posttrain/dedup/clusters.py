@@ -1,7 +1,9 @@
 """Clusters of vectors by k-means, and which of them a row is near to.
 
-centroids_KD = fit(rows, names, num_clusters=316, seed=0)
-nearest(vectors_BD, centroids_KD, probes=4)
+Knows vectors and centroids; no duplicates.
+
+    centroids_KD = fit(rows, names, num_clusters=316, seed=0)
+    nearest(vectors_BD, centroids_KD, probes=8)
 """
 
 import warnings
@@ -17,6 +19,8 @@ from posttrain.dedup.contract import Places, Rows, Vectors
 ROWS_A_CLUSTER = 64
 """Rows that the centroids are fitted on, for each cluster: more hardly moves them."""
 ITERATIONS = 10
+AT_ONCE = 8192
+"""Rows whose vectors are in memory together while their clusters are found."""
 
 
 def fit(rows: Rows, names: Places, num_clusters: int, seed: int) -> torch.Tensor:
@@ -38,3 +42,12 @@ def nearest(vectors_BD: Vectors, centroids_KD: torch.Tensor, probes: int) -> Pla
     """Numbers of the nearest clusters, nearest first, shape (B, probes)."""
     products_BK = torch.from_numpy(vectors_BD) @ centroids_KD.T
     return products_BK.topk(min(probes, len(centroids_KD)), dim=1).indices.numpy()
+
+
+def homes(rows: Rows, names: Places, centroids_KD: torch.Tensor) -> Places:
+    """The nearest cluster of each named row."""
+    found = np.empty(len(names), np.int64)
+    for start in range(0, len(names), AT_ONCE):
+        part = rows.take(names[start : start + AT_ONCE])
+        found[start : start + AT_ONCE] = nearest(part, centroids_KD, 1)[:, 0]
+    return found

@@ -1,6 +1,8 @@
 """Equal dialogs, by hash.
 
-exact_duplicates([example, other])
+Knows what of a text makes no difference.
+
+    exact_duplicates([example, other])
 """
 
 import unicodedata

@@ -9,7 +9,7 @@ few clusters nearest to it. Suffixes: N rows, D dimensions, K clusters, B rows o
 import numpy as np
 import torch
 
-from posttrain.dedup.clusters import fit, nearest
+from posttrain.dedup.clusters import fit, homes, nearest
 from posttrain.dedup.contract import Hits, Places, Removal, Rows, Rule
 from posttrain.dedup.exact import dedup_exact
 from posttrain.dedup.greedy import decide
@@ -68,9 +68,7 @@ class _Index:
         self._rows, self._centroids_KD = rows, centroids_KD
         # A row's home, by name.
         self._home_N = np.empty(len(rows), np.int32)
-        for start in range(0, len(names), BLOCK):
-            part = names[start : start + BLOCK]
-            self._home_N[part] = nearest(rows.take(part), centroids_KD, 1)[:, 0]
+        self._home_N[names] = homes(rows, names, centroids_KD)
         sizes_K = np.bincount(self._home_N[names], minlength=len(centroids_KD))
         self._start_K = np.concatenate([[0], np.cumsum(sizes_K)[:-1]])
         self._count_K = np.zeros(len(centroids_KD), np.int64)

@@ -18,7 +18,7 @@ from posttrain.settings.engines import VllmEngineSettings
 
 # On a processor compiling takes longer than it saves, and a prompt that is cut in chunks makes a
 # request's own seed fail. Of vLLM's own blocks of 128 tokens a short prompt fills none, so its n
-# samples would share nothing; smaller ones make shards 15 % faster (`bench.sampling.engines`).
+# samples would share nothing: 500 x 16 samples in ten closed batches went 15 % faster with 32.
 CPU_OPTIONS = {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": 32}
 
 
