@@ -72,6 +72,14 @@ def test_columns_stay_and_what_changes_says_so(tmp_path: Path) -> None:
     assert (summary["malformed"], summary["heldout"], summary["mix"]) == (1, 1, {})
 
 
+def test_equal_rows_without_ids_are_duplicates_and_not_malformed(tmp_path: Path) -> None:
+    rows = [dialog("a?", "a"), dialog("b?", "b"), dialog("a?", "a")]
+    kept, (gone,), summary = curated(tmp_path, rows, *LIGHT)
+    assert kept == rows[:2]
+    assert (gone["step"], gone["keeper"]) == ("exact_duplicates", gone["id"])
+    assert summary["malformed"] == 0
+
+
 def test_a_mix_repeats_rows_without_writing_them_twice(tmp_path: Path) -> None:
     rows = [dialog(f"{i}?", f"{i}", id=f"m{i}", capability="math") for i in range(6)]
     rows += [dialog(f"{i}!", f"{i}", id=f"c{i}", capability="code") for i in range(2)]
