@@ -10,6 +10,7 @@ import shutil
 from posttrain import sandbox
 from posttrain.annotation import people_from
 from posttrain.controller import Run
+from posttrain.curation.filters import check_filters
 from posttrain.embedding import embedder_folder
 from posttrain.errors import BadInput
 from posttrain.judging import simulated
@@ -19,10 +20,11 @@ from posttrain.preference_rows import JudgedRow
 from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts
 from posttrain.rows import Example, Message, Prompt
-from posttrain.settings.judges import LocalJudge, SimulatedJudge
+from posttrain.settings.judges import VllmJudge, SimulatedJudge
 from posttrain.settings.plan import FileSource, SimulatedAnnotator, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (
+    load_filters,
     load_functions,
     load_pipeline,
     load_recipe_settings,
@@ -84,6 +86,8 @@ def _check_curation(run: Run) -> str:
     missing = [rule for rule in pipeline.clean.rules if rule not in functions]
     if missing:
         raise BadInput(f"data_quality/rules.py defines no {missing[0]}()")
+    files = {n: run.workspace.find(f"data_quality/{file}") for n, file in pipeline.filters.items()}
+    check_filters(pipeline.filters, load_filters(files))
     embedder_folder(pipeline.dedup.embedder, run.workspace.root)
     return " → ".join(pipeline.order)
 
@@ -95,7 +99,7 @@ def _check_people(run: Run) -> str:
         people_from(load_functions(run.workspace.find(annotator.rules)), annotator)
     if isinstance(judge, SimulatedJudge):
         simulated.SimulatedJudge(run.workspace.find(judge.rules), load_functions)
-    if isinstance(judge, LocalJudge):
+    if isinstance(judge, VllmJudge):
         check_model_folder(run.workspace.find(judge.model))
     return f"annotator {annotator.type}, judge {judge.type}"
 

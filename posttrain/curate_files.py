@@ -34,7 +34,14 @@ from posttrain.tables import (
     write_rows,
 )
 from posttrain.user_rows import PromptRow, ScoredDialog, parsed_lines
-from posttrain.workspace import Workspace, library, load_functions, nearest_workspace, read_yaml
+from posttrain.workspace import (
+    Workspace,
+    library,
+    load_filters,
+    load_functions,
+    nearest_workspace,
+    read_yaml,
+)
 
 TOLD_EVERY = 1000
 """Rows between two calls for progress."""
@@ -58,6 +65,9 @@ def curate_file(settings: CurateFileSettings, rows: Path, out: Path) -> dict[str
         source = _Source(rows, target.partial / "rows.jsonl")
         tools = CurationTools(
             rules=load_functions(workspace.find("data_quality/rules.py")),
+            filters=load_filters(
+                {n: workspace.find(f"data_quality/{file}") for n, file in pipeline.filters.items()}
+            ),
             heldout=heldout,
             shares=settings.mix,
             embed=_embedder(pipeline, workspace, target.folder / CACHE),

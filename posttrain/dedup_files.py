@@ -31,11 +31,12 @@ from posttrain.progress import progress
 from posttrain.settings.data_options import DedupFileSettings
 from posttrain.tables import (
     check_share,
+    json_file_lines,
     raw_rows,
     write_json,
     write_rows,
 )
-from posttrain.user_rows import LABELS, TextRows, json_file_lines
+from posttrain.user_rows import LABELS, TextRows
 
 NGRAM = 5
 """Words of a shingle."""

@@ -18,13 +18,14 @@ from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import PromptRequest
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
 from posttrain.models.folders import context_length
-from posttrain.recipes import Recipe, StepHandle, blamed, open_recipes
+from posttrain.recipes import Recipe, StepHandle, open_recipes
 from posttrain.responses import contains_any, steered, steering_prompts
 from posttrain.rows import Prompt, Split, prompt_hash, split_of, stable_seed
 from posttrain.settings.plan import FileSource
 from posttrain.settings.stages import PromptsStage, TasksStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_table
+from posttrain.workspace import blamed
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,20 @@ Knows how to call a hook and what to do when it misbehaves. Finding recipe folde
     verdicts = verify_all(recipes, pairs, handle, workers=2)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from posttrain.errors import BadInput, PosttrainError, StepFailed
+from posttrain.errors import BadInput, StepFailed
 from posttrain.generation import Engine, Request
 from posttrain.hooks import HOOK_NAMES, Grade, Passage, RunResult, Verdict
 from posttrain.rows import Candidate, Message, Prompt, prompt_hash, stable_seed
 from posttrain.sandbox import Sandbox
 from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.recipe import RecipeSettings
-from posttrain.workspace import Workspace, find_recipe, load_functions
+from posttrain.workspace import Workspace, blamed, find_recipe, load_functions
 
 
 @dataclass(frozen=True)
@@ -110,22 +109,6 @@ def open_recipes(workspace: Workspace, settings: Mapping[str, RecipeSettings]) -
             raise BadInput(f"recipe {name}: hooks.py defines no {missing[0]}(); it defines {known}")
         opened[name] = Recipe(one, {hook: functions[hook] for hook in one.hooks})
     return opened
-
-
-@contextmanager
-def blamed(where: str) -> Iterator[None]:
-    """Name the hook in whatever its code raises.
-
-    Raises:
-        StepFailed: the hook raised something that is no error of ours.
-    """
-    try:
-        yield
-    except PosttrainError:
-        raise
-    # A hook is somebody else's code, so anything may come out of it.
-    except Exception as error:
-        raise StepFailed(f"{where} raised {type(error).__name__}: {error}") from error
 
 
 def verify_all(

@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from posttrain.errors import BadInput
 
 RowT = TypeVar("RowT", bound=BaseModel)
+LARGEST_ROW = 16 << 20
+"""Bytes of a line; a longer one is no dialog."""
 _EXCERPT = 300
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -105,6 +107,19 @@ def load_rows(path: Path, kind: type[RowT]) -> list[RowT]:
     return table.rows
 
 
+def stream_rows(path: Path, kind: type[RowT]) -> Iterator[RowT]:
+    """`load_rows`, one row in memory at a time.
+
+    Raises:
+        BadInput: a malformed row.
+    """
+    for number, raw in raw_rows(path):
+        row = parse_row(raw, kind)
+        if isinstance(row, str):
+            raise BadInput(f"{path}: line {number}: {row}")
+        yield row
+
+
 def write_rows(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> int:
     """Write JSONL so that the file is whole or absent; the number of rows."""
     count = 0
@@ -112,7 +127,7 @@ def write_rows(path: Path, rows: Iterable[BaseModel | Mapping[str, Any]]) -> int
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(_line(row))
+            write_row(file, row)
             count += 1
         file.flush()
         os.fsync(file.fileno())
@@ -166,13 +181,17 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def excerpt(raw: object) -> str:
     """The beginning of a row as it stands in its file."""
-    text = raw.decode(errors="replace").strip() if isinstance(raw, bytes) else str(raw)
+    # A character has four bytes at most.
+    text = (
+        raw[: 4 * _EXCERPT].decode(errors="replace").strip() if isinstance(raw, bytes) else str(raw)
+    )
     return text[:_EXCERPT]
 
 
-def _line(row: BaseModel | Mapping[str, Any]) -> str:
+def write_row(file: IO[str], row: BaseModel | Mapping[str, Any]) -> None:
+    """Add one line of JSON to an open file."""
     value = row.model_dump(mode="json", exclude_none=True) if isinstance(row, BaseModel) else row
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, object]]:
@@ -181,17 +200,36 @@ def raw_rows(path: Path) -> Iterator[tuple[int, object]]:
     Raises:
         BadInput: the file is missing, or of another format.
     """
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" and path.is_file():
         yield from enumerate(_parquet_rows(path), 1)
         return
-    if path.suffix not in (".jsonl", ".json"):
+    for _, number, line in json_file_lines(path):
+        yield number, line
+
+
+def json_file_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Byte offset, line number and content of each line that is not blank.
+
+    Of a line that is longer than any row may be, the beginning: `parse_row` says what is wrong.
+
+    Raises:
+        BadInput: the file is missing, or of another format.
+    """
+    if path.suffix not in (".jsonl", ".json", ".parquet"):
         raise BadInput(f"{path}: expected a .jsonl or .parquet file")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    offset = number = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        while line := file.readline(LARGEST_ROW + 1):
+            number += 1
+            size = len(line)
+            rest = line
+            while not rest.endswith(b"\n") and (rest := file.readline(LARGEST_ROW)):
+                size += len(rest)
             if line.strip():
-                yield number, line
+                yield offset, number, line
+            offset += size
 
 
 def _parquet_rows(path: Path) -> Iterator[object]:
@@ -215,6 +253,8 @@ def _without_nulls(value: Any) -> Any:
 
 def parse_row(raw: object, kind: type[RowT], banned: tuple[str, ...] = ()) -> RowT | str:
     """The row that stands in a line's bytes or a Parquet row, or why there is none."""
+    if isinstance(raw, bytes) and len(raw) > LARGEST_ROW:
+        return f"a row of more than {LARGEST_ROW >> 20} MiB"
     try:
         data = _decoded(raw) if isinstance(raw, bytes) else raw
         return _row_of(data, kind, banned)

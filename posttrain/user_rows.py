@@ -19,10 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from posttrain.dedup.equal import messages_hash, plain_text
 from posttrain.embedding import dialog_text
-from posttrain.errors import BadInput
 from posttrain.hooks import Grade
 from posttrain.rows import Example, Messages, Prompt, content_id
-from posttrain.tables import Reject, excerpt, parse_row
+from posttrain.tables import Reject, excerpt, json_file_lines, parse_row
 
 LABELS = ("source", "capability", "topic")
 """Columns by whose values losses are told."""
@@ -220,21 +219,3 @@ def parsed_lines(path: Path, kind: type[RowT]) -> Iterator[tuple[int, bytes, Row
         if own_id:
             known[own_id] = number
         yield offset, raw, row
-
-
-def json_file_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Byte offset, line number and content of each line that is not blank.
-
-    Raises:
-        BadInput: no such file, or one of another format.
-    """
-    if path.suffix not in (".jsonl", ".json"):
-        raise BadInput(f"{path}: expected a .jsonl or .parquet file")
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield offset, number, line
-            offset += len(line)

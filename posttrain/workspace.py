@@ -12,7 +12,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -22,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, PosttrainError, StepFailed
 from posttrain.rows import content_id
 from posttrain.settings.base import parse, with_overrides
 from posttrain.settings.pipeline import Pipeline
@@ -256,6 +257,28 @@ def _load(path: Path, changed: int) -> Mapping[str, Callable[..., Any]]:
     functions = inspect.getmembers(module, inspect.isfunction)
     own = {key: f for key, f in functions if f.__module__ == name and not key.startswith("_")}
     return MappingProxyType(own)
+
+
+def load_filters(files: Mapping[str, Path]) -> dict[str, Callable[..., Any]]:
+    """Functions by name, each from the file that a pipeline's `filters` names beside it."""
+    loaded = {name: load_functions(path).get(name) for name, path in files.items()}
+    return {name: function for name, function in loaded.items() if function is not None}
+
+
+@contextmanager
+def blamed(where: str) -> Iterator[None]:
+    """Name the function of the workspace in whatever its code raises.
+
+    Raises:
+        StepFailed: it raised something that is no error of ours.
+    """
+    try:
+        yield
+    except PosttrainError:
+        raise
+    # Somebody else's code: anything may come out of it.
+    except Exception as error:
+        raise StepFailed(f"{where} raised {type(error).__name__}: {error}") from error
 
 
 def near(name: str, known: Iterable[str]) -> str:

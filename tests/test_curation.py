@@ -23,7 +23,7 @@ from posttrain.hooks import Grade
 from posttrain.rows import Example, Message, Prompt
 from posttrain.settings.base import parse
 from posttrain.settings.pipeline import RULES, Decontaminate, Mix, Pipeline
-from posttrain.workspace import load_functions
+from posttrain.workspace import load_filters, load_functions
 
 DATA_QUALITY = Path(__file__).parent.parent / "data_quality"
 
@@ -177,7 +177,7 @@ def test_a_users_rule_is_loaded_by_path_and_checked(tmp_path: Path) -> None:
     assert reasons(curated) == {"b": "clean: no_x: has x"}
     for rule, message in {
         "nothing": "got NoneType",
-        "meddle": "assistant turns only",
+        "meddle": "only the text of assistant turns",
         "shuot": "did you mean shout",
     }.items():
         with pytest.raises(BadInput, match=message):
@@ -297,13 +297,11 @@ def test_of_equal_dialogs_the_best_stays_and_people_come_first() -> None:
         Scored(example("a", "1 ", id="high"), score=2.0),
         Scored(example("b", "2", id="machine"), score=9.0),
         Scored(example("b", "2", id="person"), human=True),
-        Scored(example("c", "3", id="again")),
     ]
-    old = example("c", "3", id="old")
-    curated = curate(rows, pipeline("exact_duplicates"), tools(earlier=[old]))
+    curated = curate(rows, pipeline("exact_duplicates"), tools())
     assert {e.id for e in curated.kept} == {"high", "person"}
     keepers = {d.id: d.extra["keeper"] for d in curated.dropped}
-    assert keepers == {"low": "high", "machine": "person", "again": "old"}
+    assert keepers == {"low": "high", "machine": "person"}
 
 
 def test_rows_without_ids_of_their_own_may_be_equal() -> None:
@@ -337,7 +335,34 @@ def test_near_duplicates_lose_to_the_harder_row_of_their_capability() -> None:
     assert (dropped.id, dropped.extra["keeper"]) == ("easy", "hard")
     assert 0.95 <= dropped.extra["cosine"] <= 1
     assert "elsewhere" in {e.id for e in curated.kept}
-    assert curated.counts[1].notes["math"] == {"loss": 1 / 6, "truncated": 0}
+    notes = curated.counts[1].notes
+    assert notes["capability"] == {
+        "code": {"rows": 1, "loss": 0.0},
+        "math": {"rows": 6, "loss": 1 / 6},
+    }
+    assert notes["truncated"] == {"code": 0, "math": 0}
+
+
+def test_losses_are_told_and_limited_by_source_and_topic(tmp_path: Path) -> None:
+    def row(number: int, question: str, source: str) -> Scored:
+        return Scored(example(question, "x", id=f"r{number:02}", source=source))
+
+    same = "please name the longest river of the whole continent"
+    pairs = [row(i, same + "." * i, "forum") for i in range(2)]
+    others = [row(10 + i, f"{c}{c}{c}", "book") for i, c in enumerate("abcdefgh")]
+    embedder = Embedder(embedder_folder("minilm", tmp_path), tmp_path)
+    order = ("topics", "semantic_dedup")
+    given = tools(embed=embedder.embed, topics=DATA_QUALITY / "topics.yaml")
+    curated = curate([*pairs, *others], pipeline(*order), given)
+    notes = curated.counts[1].notes
+    assert notes["source"] == {
+        "book": {"rows": 8, "loss": notes["source"]["book"]["loss"]},
+        "forum": {"rows": 2, "loss": 0.5},
+    }
+    assert sum(one["rows"] for one in notes["topic"].values()) == 10
+    # A share of two rows says nothing, unless the settings say so.
+    with pytest.raises(StepFailed, match=r"source forum loses 50\.0%"):
+        curate([*pairs, *others], pipeline(*order, dedup={"least_rows": 2}), given)
 
 
 def test_too_great_a_loss_stops_the_step_and_names_the_capability() -> None:
@@ -348,12 +373,23 @@ def test_too_great_a_loss_stops_the_step_and_names_the_capability() -> None:
         curate(near_rows(), settings, tools(embed=None))
 
 
-def test_earlier_rounds_count_as_kept() -> None:
-    old = example("please name the longest river of the whole continent", "danube", id="old")
-    settings = pipeline("semantic_dedup", dedup={"max_loss": 0.5})
-    curated = curate(near_rows(), settings, tools(earlier=[old]))
-    keepers = {d.id: d.extra.get("keeper") for d in curated.dropped if d.step == "semantic_dedup"}
-    assert keepers == {"easy": "old", "hard": "old"}
+@pytest.mark.parametrize("earlier", ["first", "rank"])
+@pytest.mark.parametrize("step", ["semantic_dedup", "minhash"])
+def test_rows_of_earlier_rounds_seed_what_is_kept(earlier: str, step: str) -> None:
+    text = "please name the longest river of the whole continent and say where it ends"
+    rows = [
+        Scored(example(text, "danube", id="new"), score=9.0),
+        Scored(example(text, "danube .", id="old"), score=1.0, earlier=True),
+        Scored(example(text, "danube ..", id="person"), human=True),
+        *near_rows()[3:],
+    ]
+    settings = pipeline(step, dedup={"max_loss": 0.5, "earlier": earlier})
+    curated = curate([row for row in rows if not row.human], settings, tools())
+    keepers = {d.id: d.extra["keeper"] for d in curated.dropped if d.step == step}
+    assert keepers == ({"new": "old"} if earlier == "first" else {"old": "new"})
+    curated = curate(rows, settings, tools())
+    keepers = {d.id: d.extra["keeper"] for d in curated.dropped if d.step == step}
+    assert keepers == {"new": "person", "old": "person"}
 
 
 def test_minilm_finds_a_reworded_sum_and_keeps_different_ones(tmp_path: Path) -> None:
@@ -367,6 +403,118 @@ def test_minilm_finds_a_reworded_sum_and_keeps_different_ones(tmp_path: Path) ->
     settings = pipeline("semantic_dedup", dedup={"threshold": 0.99})
     curated = curate(rows, settings, tools(embed=embedder.embed))
     assert {d.id: d.extra["keeper"] for d in curated.dropped} == {"reworded": "kept"}
+
+
+# Filters of one's own
+
+FILTERS = """
+from posttrain.curation import Drop, map_assistant, table
+
+def no_rivers(row):
+    if row.model_extra["score"] < 0:
+        return Drop("no river")
+    return map_assistant(row, lambda text: text.replace("Danube", "river"))
+
+@table
+def one_a_source(rows):
+    seen = set()
+    for row in rows:
+        yield Drop("source seen") if row.source in seen else row
+        seen.add(row.source)
+
+@table
+def too_few(rows):
+    return list(rows)[:-1]
+
+@table
+def shifted(rows):
+    return list(rows)[1:]
+
+def raises(row):
+    return 1 / 0
+
+def renames(row):
+    return row.model_copy(update={"capability": "code"})
+
+def answers_text(row):
+    return "kept"
+"""
+
+
+def filtered(tmp_path: Path, name: str, *before: str) -> Curated:
+    path = tmp_path / "filters.py"
+    path.write_text(FILTERS)
+    rows = [
+        Scored(example(f"q{i}", f"The Danube {i}", id=f"r{i}", source=f"s{i // 2}"), score=2.0 - i)
+        for i in range(4)
+    ]
+    held = ask("which? " + " ".join("abcdefghijklmnop"))
+    settings = pipeline(*before, name, filters={name: "filters.py"})
+    return curate(rows, settings, tools(filters=load_filters({name: path}), heldout=[held]))
+
+
+def test_a_filter_of_ones_own_keeps_changes_and_drops(tmp_path: Path) -> None:
+    curated = filtered(tmp_path, "no_rivers", "exact_duplicates", "minhash")
+    assert reasons(curated) == {"r3": "no_rivers: no river"}
+    assert answers(curated) == ["The river 0", "The river 1", "The river 2"]
+    assert all(e.edits == ("no_rivers",) for e in curated.kept)
+    assert curated.counts[2].modified == {"no_rivers": 3}
+
+
+def test_steps_behind_a_filter_see_what_it_wrote() -> None:
+    """Else a filter could write a held-out prompt, or two rows that are one."""
+    words = " ".join("abcdefghijklmnop")
+
+    def writes(row: Example) -> Example:
+        return map_assistant(row, lambda text: words if text.startswith("leak") else "same")
+
+    def row(name: str, question: str, answer: str) -> Scored:
+        return Scored(example(question, answer, id=name))
+
+    rows = [row("a", "q", "one"), row("b", "q", "two"), row("c", "z", "leak"), row("d", "y", "4")]
+    settings = pipeline("writes", "exact_duplicates", filters={"writes": "x.py"})
+    given = tools(filters={"writes": writes}, heldout=[ask(words)])
+    curated = curate(rows, settings, given)
+    assert sorted(reasons(curated).values()) == [
+        "decontaminate: 13-grams of a held-out prompt",
+        "exact_duplicates: equal dialog",
+    ]
+    assert answers(curated) == ["same", "same"]
+
+
+def test_a_filter_over_all_rows_is_called_once(tmp_path: Path) -> None:
+    curated = filtered(tmp_path, "one_a_source")
+    assert reasons(curated) == {
+        "r1": "one_a_source: source seen",
+        "r3": "one_a_source: source seen",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_few", "3 answers for 4 rows"),
+        ("shifted", "row r0: answered with row r1"),
+        ("raises", "raises: row r0 raised ZeroDivisionError"),
+        ("renames", "row r0: only the text of assistant turns"),
+        ("answers_text", "got str for row r0"),
+        ("missing", r"filters.missing: data_quality/filters.py defines no function missing"),
+    ],
+)
+def test_a_filter_that_misbehaves_is_named(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises((BadInput, StepFailed), match=message):
+        filtered(tmp_path, name)
+
+
+def test_a_filter_has_its_place_in_the_order() -> None:
+    for changes, message in [
+        ({"order": ["shorts", "decontaminate", "mix"]}, "order: no step or filter shorts"),
+        ({"order": ["minhsh", "decontaminate", "mix"]}, "did you mean minhash"),
+        ({"filters": {"mine": "a.py"}}, "put mine into the order"),
+        ({"filters": {"mix": "a.py"}}, "a step has this name"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            parse(Pipeline, changes, "test")
 
 
 # Phrases

@@ -3,7 +3,10 @@
 pytest tests/test_judging.py
 """
 
+import importlib.util
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from posttrain.curation.quality import normal_tags
 from posttrain.embedding import Embedder, embedder_folder
@@ -23,7 +27,7 @@ from posttrain.judging.rubrics import render_rubric
 from posttrain.judging.simulated import SimulatedJudge
 from posttrain.rows import Candidate, Message, Prompt
 from posttrain.settings.engines import TransformersEngineSettings
-from posttrain.settings.judges import EndpointJudge, LocalJudge
+from posttrain.settings.judges import EndpointJudge, VllmJudge
 from posttrain.steps.fingerprint import ContentHashes
 from posttrain.workspace import load_functions
 
@@ -125,6 +129,46 @@ def test_a_local_model_answers_in_the_form_asked_for_and_once(tmp_path: Path) ->
     assert getattr(again, "_asker")._engine is None, "nothing new was asked"  # noqa: B009
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None and os.environ.get("CI") != "true",
+    reason="vllm is not installed",
+)
+def test_a_judge_in_vllm_answers_within_the_rubrics_scale(tmp_path: Path) -> None:
+    """With random weights: what it says means nothing, but it is a grade."""
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    model.config.max_position_embeddings = 2048
+    shutil.copytree(BASE, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    settings = VllmJudge(type="vllm", model="model", tags=True)
+    hashes = ContentHashes(tmp_path / "hashes.json")
+    asker = EngineAsker(tmp_path / "model", settings.engine, hashes)
+    judge = ModelJudge(remembered(asker, tmp_path / "judgments"), rubric, settings, "judge model")
+    rows = [judged("46", "12+34=?"), judged("x = 1", "Set x.", "code"), judged("y" * 9000)]
+    try:
+        found = judge.grade(rows)
+    finally:
+        judge.close()
+    assert [one.grade.maximum if one.grade else None for one in found] == [3, 2, None]
+    assert all(one.grade is None or 1 <= one.grade.score <= one.grade.maximum for one in found)
+    # Tags follow a schema; one that was cut at its last token is no list, and unscored.
+    assert all(one.tags is None or len(one.tags) <= 12 for one in found)
+    again = ModelJudge(remembered(Silent(asker), tmp_path / "judgments"), rubric, settings, "j")
+    assert [one.tags for one in again.grade(rows)] == [one.tags for one in found]
+
+
+class Silent:
+    """An asker that must not be asked."""
+
+    def __init__(self, asker: EngineAsker) -> None:
+        self.identity = asker.identity
+
+    def ask(self, questions: Any) -> list[str | None]:
+        raise AssertionError("asked again")
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_model_judge_asks_each_capabilitys_rubric(tmp_path: Path) -> None:
     asked: list[Question] = []
 
@@ -141,7 +185,7 @@ def test_a_model_judge_asks_each_capabilitys_rubric(tmp_path: Path) -> None:
         def close(self) -> None:
             pass
 
-    settings = LocalJudge(type="model", model="m", difficulty=True, tags=True)
+    settings = VllmJudge(type="vllm", model="m", difficulty=True, tags=True)
     judge = ModelJudge(Fake(), rubric, settings, "judge m")
     found = judge.grade([judged("46", "12+34"), judged("x = 1", "set x", "code")])
     assert [one.grade for one in found] == [Grade(3, 3, "judge m"), Grade(2, 2, "judge m")]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from posttrain.curation.contract import Drop, Dropped, Row, Rule, StepResult, drop
 from posttrain.errors import BadInput
 from posttrain.rows import Example
+from posttrain.workspace import blamed
 
 STEP = "clean"
 
@@ -42,20 +43,17 @@ def apply_rules(
 
     Raises:
         BadInput: an answer that no rule may give.
+        StepFailed: a rule raises.
     """
     came = example
     edits: list[str] = []
     for name in names:
-        answer = rules[name](example)
+        with blamed(f"{name}: row {example.id}"):
+            answer = rules[name](example)
+        check_answer(name, example, answer)
         if isinstance(answer, Drop):
             return came, edits, f"{name}: {answer.reason}"
-        if not isinstance(answer, Example):
-            raise BadInput(
-                f"clean rule {name}: expected the row, a changed row or Drop(reason), "
-                f"got {type(answer).__name__} for row {example.id}"
-            )
         if answer != example:
-            _check_change(name, example, answer)
             edits.append(name)
         example = answer
     if edits:
@@ -66,14 +64,34 @@ def apply_rules(
     return example, edits, ""
 
 
-def _check_change(name: str, before: Example, after: Example) -> None:
+def check_answer(name: str, before: Example, answer: object) -> None:
+    """A rule or a filter answers with the row, with other assistant turns in it, or with a `Drop`.
+
+    Raises:
+        BadInput: another answer.
+    """
+    if isinstance(answer, Drop):
+        return
+    if not isinstance(answer, Example):
+        raise BadInput(
+            f"{name}: expected the row, a changed row or Drop(reason), "
+            f"got {type(answer).__name__} for row {before.id}"
+        )
+
+    if answer.id != before.id:
+        raise BadInput(
+            f"{name}: row {before.id}: answered with row {answer.id}; ids stay as they are, and a "
+            "filter over all rows answers in their order"
+        )
+
     def others(row: Example) -> list[object]:
         return [m if m.role != "assistant" else m.role for m in row.messages]
 
-    if before.id != after.id or others(before) != others(after):
+    same = before.model_copy(update={"messages": answer.messages}) == answer
+    if not same or others(before) != others(answer):
         raise BadInput(
-            f"clean rule {name}: row {before.id}: a rule changes the text of assistant turns only, "
-            "never the id or another turn"
+            f"{name}: row {before.id}: only the text of assistant turns may be changed, "
+            "never another turn or another column"
         )
 
 

@@ -10,10 +10,10 @@ that lies in a file, and is read where it is needed.
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, overload
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
 
 from posttrain.embedding import Embedded
 from posttrain.hooks import Grade
@@ -38,6 +38,23 @@ class Rule(Protocol):
         ...
 
 
+class Table(Protocol):
+    """A filter that needs all rows: for each, in their order, what a `Rule` answers."""
+
+    def __call__(self, rows: Sequence[Example], /) -> Iterable[Example | Drop]:
+        """The rows are read from disk as they are asked for."""
+        ...
+
+
+TableT = TypeVar("TableT", bound=Table)
+
+
+def table(function: TableT) -> TableT:
+    """Mark a filter as one that is called once, with all rows."""
+    function.takes_all_rows = True  # type: ignore[attr-defined]
+    return function
+
+
 def map_assistant(row: Example, change: Callable[[str], str]) -> Example:
     """The row with `change` applied to the text of every assistant turn; the same row if equal."""
     messages = tuple(
@@ -59,6 +76,8 @@ class Scored(NamedTuple):
     """Where it came from; its level tells the difficulty."""
     human: bool = False
     """Written by a person: never dropped for its quality, and first in every comparison."""
+    earlier: bool = False
+    """Chosen in an earlier round."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +94,8 @@ class CurationTools:
     """Needed by semantic_dedup and topics."""
     topics: Path | None = None
     """`data_quality/topics.yaml`, needed by topics."""
-    earlier: Sequence[Example] = ()
-    """Rows kept in earlier rounds; a row that equals one of them is a duplicate."""
+    filters: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """The pipeline's own filters by name."""
     seed: int = 0
     """Breaks ties between rows that are equal in every signal."""
     work: Path | None = None
@@ -126,6 +145,7 @@ class Row(NamedTuple):
     score: float | None
     grade: Grade | None
     human: bool
+    earlier: bool
     level: int | None
     pass_rate: Any
     judged: Any

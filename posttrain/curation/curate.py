@@ -23,12 +23,13 @@ from posttrain.curation.contract import (
 )
 from posttrain.curation.decontaminate import decontaminate
 from posttrain.curation.duplicates import drop_copies, drop_equal, drop_near
+from posttrain.curation.filters import check_filters, run_filter
 from posttrain.curation.mix import mix
 from posttrain.curation.quality import rate_difficulty, rate_quality
 from posttrain.curation.scan import Scan
 from posttrain.curation.topics import label_topics, read_topics
 from posttrain.errors import BadInput, GuardFailed, StepFailed
-from posttrain.settings.pipeline import Pipeline, StepName
+from posttrain.settings.pipeline import Pipeline
 
 
 def curate(rows: Iterable[Scored], settings: Pipeline, tools: CurationTools) -> Curated:
@@ -41,6 +42,7 @@ def curate(rows: Iterable[Scored], settings: Pipeline, tools: CurationTools) -> 
         StepFailed: all rows are dropped, or semantic dedup loses too much of a capability.
         GuardFailed: a step lost or invented a row.
     """
+    check_filters(settings.filters, tools.filters)
     scan = Scan(settings, tools)
     current = scan.read(rows)
     if not current:
@@ -66,15 +68,15 @@ def curate(rows: Iterable[Scored], settings: Pipeline, tools: CurationTools) -> 
 
 
 def _run(
-    step: StepName, rows: Sequence[Row], settings: Pipeline, tools: CurationTools, scan: Scan
+    step: str, rows: Sequence[Row], settings: Pipeline, tools: CurationTools, scan: Scan
 ) -> StepResult:
     match step:
         case "clean":
             return clean(rows, settings.clean.rules)
         case "exact_duplicates":
-            return drop_equal(rows, tools)
+            return drop_equal(rows)
         case "minhash":
-            return drop_copies(rows, settings.minhash, scan.keys_NB)
+            return drop_copies(rows, settings.minhash, scan.keys_NB, settings.dedup.earlier)
         case "quality":
             return rate_quality(rows, settings.quality)
         case "difficulty":
@@ -89,8 +91,8 @@ def _run(
             return decontaminate(rows, len(tools.heldout))
         case "balance":
             return balance(rows, settings.balance)
-        case "mix":
-            raise AssertionError("mix is run by curate")
+        case _:
+            return run_filter(step, rows, tools.filters[step], scan.changed)
 
 
 def _check_accounts(step: str, before: Sequence[Row], result: StepResult) -> None:

@@ -67,23 +67,24 @@ class Scan:
         """Sketches of all rows by their number, for `posttrain.dedup.minhash`."""
         return np.concatenate(self._keys)
 
+    def changed(self, rows: Sequence[tuple[Row, Example]]) -> list[Row]:
+        """Rows whose texts have changed, looked at again."""
+        examples = [row.example.model_copy(update={"messages": e.messages}) for row, e in rows]
+        found = self._looked_at(examples)
+        for (row, _), keys_B in zip(rows, self._sketched(examples), strict=True):
+            self._keys[row.number // BATCH][row.number % BATCH] = keys_B
+        return [row._replace(**texts) for (row, _), texts in zip(rows, found, strict=True)]
+
     def _batch(self, batch: Sequence[Scored], first: int) -> Iterator[Row]:
         cleaned = [apply_rules(scored.example, self._rules, self._tools.rules) for scored in batch]
         examples = [example for example, _, _ in cleaned]
-        if "minhash" in self._settings.order:
-            texts = [dialog_text(example.messages) for example in examples]
-            self._keys.append(band_keys(texts, self._settings.minhash.ngram))
-        dialogs = [example.messages for example in examples]
-        searched = self._settings.decontaminate
-        looks = worth_a_look(dialogs, self._heldout, searched.ngram)
-        for place, (scored, (example, edits, unclean)) in enumerate(
-            zip(batch, cleaned, strict=True)
+        self._keys.append(self._sketched(examples))
+        for place, (scored, (example, edits, unclean), texts) in enumerate(
+            zip(batch, cleaned, self._looked_at(examples), strict=True)
         ):
             self._check(scored)
             extra: dict[str, Any] = example.model_extra or {}
             yield Row(
-                store=self._store,
-                at=self._store.add(example),
                 number=first + place,
                 id=example.id,
                 capability=example.capability,
@@ -91,20 +92,38 @@ class Scan:
                 score=scored.score,
                 grade=scored.grade,
                 human=scored.human,
+                earlier=scored.earlier,
                 level=scored.prompt.level if scored.prompt else None,
                 pass_rate=extra.get("pass_rate"),
                 judged=extra.get("judged_difficulty"),
                 tags=tuple(sys.intern(str(tag)) for tag in extra.get("tags") or ()),
                 content=_content(scored),
-                dialog=dialog_hash(example),
                 tie_break=content_id([self._tools.seed, example.id]),
                 edits=tuple(edits),
                 unclean=unclean,
-                hit=held_out_in(example.messages, self._heldout, searched)
-                if looks[place]
-                else None,
-                **self._said(example),
+                **texts,
             )
+
+    def _sketched(self, examples: Sequence[Example]) -> Hashes:
+        if "minhash" not in self._settings.order:
+            return np.empty((len(examples), 0), np.uint64)
+        texts = [dialog_text(example.messages) for example in examples]
+        return band_keys(texts, self._settings.minhash.ngram)
+
+    def _looked_at(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Of each example what its text has to say, and where it lies from now on."""
+        searched, dialogs = self._settings.decontaminate, [e.messages for e in examples]
+        looks = worth_a_look(dialogs, self._heldout, searched.ngram)
+        return [
+            {
+                "store": self._store,
+                "at": self._store.add(example),
+                "dialog": dialog_hash(example),
+                "hit": held_out_in(example.messages, self._heldout, searched) if look else None,
+                **self._said(example),
+            }
+            for example, look in zip(examples, looks, strict=True)
+        ]
 
     def _said(self, example: Example) -> dict[str, Any]:
         """What balancing looks at."""

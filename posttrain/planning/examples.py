@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.planning.builder import Builder
-from posttrain.settings.judges import EndpointJudge, LocalJudge, NoJudge, SimulatedJudge
+from posttrain.settings.judges import EndpointJudge, VllmJudge, NoJudge, SimulatedJudge
 from posttrain.settings.plan import Plan
 from posttrain.settings.stages import (
     CurateStage,
@@ -95,13 +95,13 @@ def _judge_files(b: Builder) -> dict[str, Path]:
     judge = b.plan.judge
     if isinstance(judge, SimulatedJudge):
         return {"judge": b.workspace.find(judge.rules)}
-    assert isinstance(judge, LocalJudge | EndpointJudge)
+    assert isinstance(judge, VllmJudge | EndpointJudge)
     names = {judge.rubric, *judge.rubrics.values()}
     names |= {"difficulty"} if judge.difficulty else set()
     names |= {"tags"} if judge.tags else set()
     find = b.workspace.find
     files = {f"rubric:{n}": find(f"data_quality/rubrics/{n}.jinja") for n in sorted(names)}
-    return files | ({"judge": find(judge.model)} if isinstance(judge, LocalJudge) else {})
+    return files | ({"judge": find(judge.model)} if isinstance(judge, VllmJudge) else {})
 
 
 def _sample(
@@ -163,6 +163,8 @@ def curated(b: Builder, number: int, score: Step) -> Step:
     # Rules may read lists that lie beside them; the pipeline's settings enter as literals.
     lists = [p for p in sorted(rules.parent.glob("*.yaml")) if p.name != "pipeline.yaml"]
     files |= {f"rules:{path.name}": path for path in lists}
+    own = b.pipeline.filters.items()
+    files |= {f"filter:{name}": b.workspace.find(f"data_quality/{file}") for name, file in own}
     files |= b.embedder()
     return b.add(
         f"round-{number}/curate",

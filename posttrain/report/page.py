@@ -17,6 +17,7 @@ from markupsafe import Markup
 from posttrain import ablations
 from posttrain.controller import Run
 from posttrain.report import figures
+from posttrain.report.curation import curation_of
 from posttrain.report.figures import Panel
 from posttrain.report.models import by_level, members_of
 from posttrain.report.published import Published
@@ -83,6 +84,7 @@ def _render(run: Run) -> str:
         sections=_sections(found),
         training=_training(found),
         funnels=_funnels(found),
+        curation=curation_of(found),
         mix={n: one.metrics["mix"] for n, one in found.of("curate").items()},
         costs=_costs(found),
         examples=_examples(found),

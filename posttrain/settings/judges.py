@@ -1,4 +1,4 @@
-"""Who grades responses: nobody, rules that simulate a judge, a local model, or a server.
+"""Who grades responses: nobody, rules that simulate a judge, a model in vLLM, or a server.
 
 parse(EndpointJudge, {"type": "openai", "url": "http://node:8000/v1", "model": "m"}, "my.yaml")
 """
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from posttrain.settings.base import Settings
-from posttrain.settings.engines import EngineSettings, VllmEngineSettings
+from posttrain.settings.engines import VllmEngineSettings
 
 
 class NoJudge(Settings):
@@ -38,13 +38,13 @@ class ModelJudgeBase(Settings):
     """Whether it also names each prompt's intentions, by `rubrics/tags.jinja` (InsTag)."""
 
 
-class LocalJudge(ModelJudgeBase):
-    """A model folder in an engine of ours; its answers are bound to the rubric's grades."""
+class VllmJudge(ModelJudgeBase):
+    """A model folder in a vLLM of ours; its answers are bound to the rubric's grades."""
 
-    type: Literal["model"]
+    type: Literal["vllm"]
     model: str
     """A Hugging Face model folder."""
-    engine: EngineSettings = VllmEngineSettings()
+    engine: VllmEngineSettings = VllmEngineSettings()
 
 
 class EndpointJudge(ModelJudgeBase):
@@ -65,6 +65,4 @@ class EndpointJudge(ModelJudgeBase):
     """Further tries of a question that the server could not answer."""
 
 
-Judge = Annotated[
-    NoJudge | SimulatedJudge | LocalJudge | EndpointJudge, Field(discriminator="type")
-]
+Judge = Annotated[NoJudge | SimulatedJudge | VllmJudge | EndpointJudge, Field(discriminator="type")]

@@ -6,7 +6,8 @@ elsewhere). Order: these defaults < pipeline.yaml < a plan's `pipeline` < `--set
     parse(Pipeline, yaml.safe_load(path.read_text()), "data_quality/pipeline.yaml")
 """
 
-from typing import Annotated, Literal, Self
+import difflib
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -24,6 +25,7 @@ StepName = Literal[
     "decontaminate",
     "mix",
 ]
+STEPS: tuple[str, ...] = get_args(StepName)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 RULES = (
@@ -126,8 +128,8 @@ class Dedup(Settings):
     rule: Literal["kept", "seen"] = "kept"
     """Compare with rows that were kept, or with every row seen so far; the paper allows both."""
     max_loss: Share = 0.3
-    """Share of a capability's rows past whose removal the step stops: texts that all look alike
-    to the embedder are no duplicates."""
+    """Share of the rows of a capability, a source or a topic past whose removal the step stops:
+    texts that all look alike to the embedder are no duplicates."""
     mode: Literal["auto", "exact", "ivf", "clustered"] = "auto"
     """`exact` compares all, `ivf` the nearest clusters, `clustered` as the paper does; `auto` is
     exact up to 100,000 rows and ivf past them."""
@@ -137,6 +139,11 @@ class Dedup(Settings):
     """Of clustered: how often what is left is clustered afresh."""
     block: Annotated[int, Field(ge=1)] = 1024
     """Rows compared at a time; memory, not results, depends on it."""
+    earlier: Literal["first", "rank"] = "first"
+    """Where rows of earlier rounds stand, here and in minhash: `first` seeds what is kept with them
+    (people's rows come before), `rank` lets them compete with this round's."""
+    least_rows: Annotated[int, Field(ge=1)] = 20
+    """Of a source or a topic that max_loss is held against; all are reported."""
 
 
 class Topics(Settings):
@@ -209,7 +216,7 @@ class Mix(Settings):
 class Pipeline(Settings):
     """Curation of one round's examples."""
 
-    order: tuple[StepName, ...] = (
+    order: tuple[str, ...] = (
         "clean",
         "exact_duplicates",
         "minhash",
@@ -220,7 +227,10 @@ class Pipeline(Settings):
         "decontaminate",
         "mix",
     )
-    """Steps to run, in this order; decontaminate is always among them, and mix is the last."""
+    """Steps and filters to run, in this order; decontaminate is always among them, and mix is the
+    last."""
+    filters: dict[str, str] = {}
+    """Your own steps: the name of a function, and the file of `data_quality/` that defines it."""
     clean: Clean = Clean()
     quality: Quality = Quality()
     difficulty: Difficulty = Difficulty()
@@ -234,6 +244,16 @@ class Pipeline(Settings):
     @model_validator(mode="after")
     def _order_makes_sense(self) -> Self:
         order = self.order
+        for name in order:
+            if name not in STEPS and name not in self.filters:
+                near = difflib.get_close_matches(name, [*STEPS, *self.filters], n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"order: no step or filter {name}{hint}")
+        for name in self.filters:
+            if name in STEPS:
+                raise ValueError(f"filters.{name}: a step has this name already")
+            if name not in order:
+                raise ValueError(f"filters.{name}: put {name} into the order, or leave it out here")
         if len(set(order)) < len(order):
             raise ValueError(f"order: a step is listed twice in {list(order)}")
         if "decontaminate" not in order:

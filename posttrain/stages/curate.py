@@ -1,5 +1,7 @@
 """Curates what SFT trains on: chosen responses of all rounds and human rows (4.2.3)."""
 
+from collections.abc import Iterator
+
 from posttrain.curation.contract import CurationTools, Scored
 from posttrain.curation.curate import curate
 from posttrain.embedding import CACHE, Embedder, embedder_folder
@@ -8,30 +10,22 @@ from posttrain.prompt_sources import held_out_prompts
 from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.stages import CurateStage
 from posttrain.steps.output import Inputs, Output
-from posttrain.tables import load_rows
-from posttrain.workspace import load_functions
+from posttrain.tables import stream_rows
+from posttrain.workspace import load_filters, load_functions
 
 
 def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
     """Write `train.jsonl`; every row that did not get there stands in `dropped.jsonl`."""
-    human = [
-        row
-        for folder in inputs.named("human:").values()
-        for row in load_rows(folder / "train.jsonl", Example)
-    ]
-    chosen = [
-        *load_rows(inputs["chosen"] / "selected.jsonl", Candidate),
-        *load_rows(inputs["score"] / "earlier.jsonl", Candidate),
-    ]
-    rows = [Scored(example, human=True) for example in human]
-    rows += [_scored(row, settings.round) for row in chosen]
     folder = embedder_folder(settings.pipeline.dedup.embedder, inputs.workspace.root)
     embedder = Embedder(folder, inputs.machine.parent / CACHE)
     result = curate(
-        rows,
+        _rows(inputs, settings.round),
         settings.pipeline,
         CurationTools(
             rules=load_functions(inputs["rules"]),
+            filters=load_filters(
+                {name.partition(":")[2]: path for name, path in inputs.named("filter:").items()}
+            ),
             heldout=held_out_prompts(inputs["heldout"]),
             shares=settings.mix,
             embed=embedder.embed,
@@ -62,6 +56,17 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
         mix={name: share._asdict() for name, share in result.mix.items()},
         notes={count.step: dict(count.notes) for count in result.counts if count.notes},
     )
+
+
+def _rows(inputs: Inputs, round_number: int) -> Iterator[Scored]:
+    """Human rows, this round's choices and those of earlier rounds."""
+    for folder in inputs.named("human:").values():
+        for example in stream_rows(folder / "train.jsonl", Example):
+            yield Scored(example, human=True)
+    for row in stream_rows(inputs["chosen"] / "selected.jsonl", Candidate):
+        yield _scored(row, round_number)
+    for row in stream_rows(inputs["score"] / "earlier.jsonl", Candidate):
+        yield _scored(row, round_number)._replace(earlier=True)
 
 
 def _scored(row: Candidate, round_number: int) -> Scored:

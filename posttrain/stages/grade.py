@@ -66,8 +66,8 @@ def _judge(inputs: Inputs, settings: judges.Judge) -> Judge:
     if isinstance(settings, judges.SimulatedJudge):
         return SimulatedJudge(inputs["judge"], load_functions)
     folder = inputs.machine.parent / JUDGMENTS
-    assert isinstance(settings, judges.LocalJudge | judges.EndpointJudge)
-    if isinstance(settings, judges.LocalJudge):
+    assert isinstance(settings, judges.VllmJudge | judges.EndpointJudge)
+    if isinstance(settings, judges.VllmJudge):
         hashes = ContentHashes(folder / "hashes.json")
         model, device = inputs["judge"], inputs.resources.device
         asker = remembered(EngineAsker(model, settings.engine, hashes, device), folder)

@@ -8,18 +8,20 @@ Knows folders and counts; a stage never opens a manifest of its own.
         out.metrics(loss=0.4)
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel
 
 from posttrain.settings.plan import Resources
-from posttrain.tables import Reject, write_json, write_rows
+from posttrain.tables import Reject, write_json, write_row, write_rows
 from posttrain.workspace import Workspace
 
+DROPPED = "dropped.jsonl"
 Progress = Callable[[int, int], None]
 
 
@@ -63,7 +65,10 @@ class Output:
     _rows: dict[str, int] = field(default_factory=dict)
     _metrics: dict[str, Any] = field(default_factory=dict)
     _funnel: list[Part] = field(default_factory=list)
-    _dropped: list[dict[str, Any]] = field(default_factory=list)
+    _dropped: IO[str] | None = None
+    _num_dropped: int = 0
+    _reasons: Counter[str] = field(default_factory=Counter)
+    """Of rows that were dropped since the last part was closed."""
 
     def write(self, name: str, rows: Iterable[BaseModel | Mapping[str, Any]]) -> None:
         """Publish a table as `NAME.jsonl`."""
@@ -79,7 +84,11 @@ class Output:
 
     def drop(self, row_id: str, reason: str, **details: Any) -> None:
         """Record a dropped row in the side table `dropped.jsonl`."""
-        self._dropped.append({"id": row_id, "reason": reason, **details})
+        if self._dropped is None:
+            self._dropped = (self.path / DROPPED).open("w", encoding="utf-8")
+        write_row(self._dropped, {"id": row_id, "reason": reason, **details})
+        self._num_dropped += 1
+        self._reasons[reason.partition(":")[0]] += 1
 
     def reject(self, rejects: Iterable[Reject]) -> None:
         """Record malformed input rows with file, line and reason."""
@@ -96,14 +105,16 @@ class Output:
         self, name: str, rows_in: int, rows_out: int, changed: Mapping[str, int] | None = None
     ) -> None:
         """Close one part of the funnel: what was dropped since the last part belongs to it."""
-        booked = sum(sum(p.dropped.values()) for p in self._funnel)
-        dropped = Counter(str(row["reason"]).partition(":")[0] for row in self._dropped[booked:])
-        self._funnel.append(Part(name, rows_in, rows_out, dict(dropped), dict(changed or {})))
+        self._funnel.append(Part(name, rows_in, rows_out, dict(self._reasons), dict(changed or {})))
+        self._reasons.clear()
 
     def close(self) -> dict[str, Any]:
         """Write the side table; the books for the manifest."""
-        if self._dropped:
-            self.write("dropped", self._dropped)
+        if self._dropped is not None:
+            self._dropped.flush()
+            os.fsync(self._dropped.fileno())
+            self._dropped.close()
+            self._rows["dropped"] = self._num_dropped
         return {
             "rows": self._rows,
             "funnel": [vars(part) for part in self._funnel],
