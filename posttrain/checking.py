@@ -20,7 +20,7 @@ from posttrain.preference_rows import JudgedRow
 from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts
 from posttrain.rows import Example, Message, Prompt
-from posttrain.settings.judges import VllmJudge, SimulatedJudge
+from posttrain.settings.judges import SimulatedJudge, VllmJudge
 from posttrain.settings.plan import FileSource, SimulatedAnnotator, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (

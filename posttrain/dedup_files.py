@@ -23,7 +23,8 @@ from rich.table import Table as Printed
 from posttrain.dedup import Removal, semantic_dedup
 from posttrain.dedup.contract import Vectors, check_vectors
 from posttrain.dedup.equal import equal_rows
-from posttrain.dedup.minhash import Hashes, band_keys, near_copies, shingles
+from posttrain.dedup.minhash import band_keys, near_copies, shingles
+from posttrain.dedup.words import Hashes
 from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
 from posttrain.out_folder import SUMMARY, OutFolder

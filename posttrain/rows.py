@@ -22,6 +22,11 @@ FinishReason = Literal["stop", "length"]
 ID_HEX_DIGITS = 16
 
 
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+)
+
+
 def canonical_json(value: object) -> str:
     """One text for one value: sorted keys, no spaces, no NaN.
 
@@ -29,9 +34,7 @@ def canonical_json(value: object) -> str:
         TypeError: the value holds something without a stable JSON form.
         ValueError: the value holds NaN or an infinity.
     """
-    return json.dumps(
-        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
+    return _CANONICAL.encode(value)
 
 
 def content_id(value: object) -> str:

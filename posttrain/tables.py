@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
+import msgspec
 from pydantic import BaseModel, ValidationError
 
 from posttrain.errors import BadInput
@@ -269,6 +270,14 @@ def parse_row(raw: object, kind: type[RowT], banned: tuple[str, ...] = ()) -> Ro
 
 
 def _decoded(raw: bytes) -> object:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decoded_slowly(raw)
+
+
+def _decoded_slowly(raw: bytes) -> object:
+    """The same for a line with a byte order mark, and else an error that says what is wrong."""
     text = raw.decode("utf-8-sig")
     data = json.loads(text, parse_constant=_refuse)
     if _SURROGATE.search(text):

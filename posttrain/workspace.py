@@ -266,8 +266,11 @@ def load_filters(files: Mapping[str, Path]) -> dict[str, Callable[..., Any]]:
 
 
 @contextmanager
-def blamed(where: str) -> Iterator[None]:
+def blamed(where: str | Callable[[], str]) -> Iterator[None]:
     """Name the function of the workspace in whatever its code raises.
+
+    Args:
+        where: a text, or what makes it when it is needed.
 
     Raises:
         StepFailed: it raised something that is no error of ours.
@@ -278,7 +281,8 @@ def blamed(where: str) -> Iterator[None]:
         raise
     # Somebody else's code: anything may come out of it.
     except Exception as error:
-        raise StepFailed(f"{where} raised {type(error).__name__}: {error}") from error
+        place = where if isinstance(where, str) else where()
+        raise StepFailed(f"{place} raised {type(error).__name__}: {error}") from error
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -97,7 +97,10 @@ def write_files(folder: Path, num_rows: int) -> dict[str, list[str]]:
     """`rows.jsonl` and `heldout.jsonl`; ids of the planted rows by what was planted."""
     rng = random.Random(SEED)
     lines = docstring_lines()
-    heldout = [" ".join(words(rng, lines, 30)) for _ in range(NUM_HELDOUT)]
+    # Five words of a line at a time, so that no row holds thirteen of them by accident.
+    heldout = [
+        " ".join(" ".join(words(rng, lines, 5)) for _ in range(6)) for _ in range(NUM_HELDOUT)
+    ]
     with (folder / "heldout.jsonl").open("w") as file:
         for number, text in enumerate(heldout):
             file.write(json.dumps({"id": f"h{number}", "prompt": text}) + "\n")
@@ -107,7 +110,7 @@ def write_files(folder: Path, num_rows: int) -> dict[str, list[str]]:
     weights = [*PLANTED.values(), 1 - sum(PLANTED.values())]
     with (folder / "rows.jsonl").open("w") as file:
         for number in range(num_rows):
-            kind = rng.choices(kinds, weights)[0] if earlier else "plain"
+            kind = rng.choices(kinds, weights)[0] if len(earlier) >= 5 else "plain"
             turns = _turns(rng, lines, kind, earlier, heldout)
             own_id = f"r{number:07}"
             if kind != "plain":

@@ -47,15 +47,18 @@ def apply_rules(
     """
     came = example
     edits: list[str] = []
-    for name in names:
-        with blamed(f"{name}: row {example.id}"):
+    name = ""
+    with blamed(lambda: f"{name}: row {came.id}"):
+        for name in names:
             answer = rules[name](example)
-        check_answer(name, example, answer)
-        if isinstance(answer, Drop):
-            return came, edits, f"{name}: {answer.reason}"
-        if answer != example:
-            edits.append(name)
-        example = answer
+            if answer is example:
+                continue
+            check_answer(name, example, answer)
+            if isinstance(answer, Drop):
+                return came, edits, f"{name}: {answer.reason}"
+            if answer != example:
+                edits.append(name)
+            example = answer
     if edits:
         try:
             Example.model_validate(example.to_json())

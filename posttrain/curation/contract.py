@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, overload
 
@@ -57,11 +58,14 @@ def table(function: TableT) -> TableT:
 
 def map_assistant(row: Example, change: Callable[[str], str]) -> Example:
     """The row with `change` applied to the text of every assistant turn; the same row if equal."""
-    messages = tuple(
-        m.model_copy(update={"content": change(m.content)}) if m.role == "assistant" else m
-        for m in row.messages
-    )
-    return row if messages == row.messages else row.model_copy(update={"messages": messages})
+    messages = list(row.messages)
+    for place, message in enumerate(row.messages):
+        if message.role == "assistant":
+            content = change(message.content)
+            if content != message.content:
+                messages[place] = message.model_copy(update={"content": content})
+    same = all(map(is_, messages, row.messages))
+    return row if same else row.model_copy(update={"messages": tuple(messages)})
 
 
 class Scored(NamedTuple):
@@ -109,10 +113,10 @@ class Store:
         """An empty store in a folder, None for the system's."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
-    def add(self, example: Example) -> int:
-        """Where the example lies from now on."""
+    def add(self, example: bytes) -> int:
+        """Where an example, as JSON, lies from now on."""
         at = self._file.seek(0, os.SEEK_END)
-        self._file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
+        self._file.write(example + b"\n")
         return at
 
     def read(self, at: int) -> Example:
@@ -182,8 +186,8 @@ class Row(NamedTuple):
 
     def decide(self, step: str, text: str) -> Self:
         """The row with one more decision on record."""
-        # Few different texts, each held once.
-        return self._replace(decisions=(*self.decisions, sys.intern(f"{step}: {text}")))
+        # Few different texts, each held once. The decisions stand last in the tuple.
+        return type(self)._make((*self[:-1], (*self.decisions, sys.intern(f"{step}: {text}"))))
 
     def rank(self) -> tuple[bool, int, float, int, str]:
         """Sort key, best first: human, quality x difficulty, score, difficulty, hash."""

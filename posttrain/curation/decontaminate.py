@@ -14,7 +14,7 @@ import regex
 from numpy.typing import NDArray
 
 from posttrain.curation.contract import Dropped, Hit, Row, StepResult, drop
-from posttrain.dedup.minhash import run_hashes
+from posttrain.dedup.words import MARKS, Hashes, run_hashes
 from posttrain.rows import Message, Prompt, prompt_hash
 from posttrain.settings.pipeline import Decontaminate
 
@@ -22,6 +22,8 @@ STEP = "decontaminate"
 WORD = regex.compile(r"\w+")
 ASKING = ("user", "tool")
 """Roles whose turns a prompt may end with."""
+LEAST_BITS = 16
+"""Of the map of n-grams, which has sixteen places a held-out n-gram or more."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class HeldoutIndex:
     """Different n-grams of a prompt, by id."""
     last_turns: frozenset[str]
     """What the prompts end with, white space folded."""
-    runs: NDArray[np.uint64]
+    first_words: frozenset[str]
+    """What those begin with."""
+    runs: Hashes
     """Hashes of the n-grams, sorted."""
+    map_M: NDArray[np.bool_]
+    """For the leading bits of a hash, whether one of `runs` begins with them."""
 
 
 def decontaminate(rows: Sequence[Row], num_heldout: int) -> StepResult:
@@ -81,13 +87,19 @@ def index_heldout(heldout: Sequence[Prompt], ngram: int) -> HeldoutIndex:
         num_ngrams[prompt.id] = len(grams)
         for gram in grams:
             by_ngram[gram].append(prompt.id)
-    hashes, _ = run_hashes(list(by_ngram), ngram)
+    runs = np.unique(run_hashes([" ".join(gram) for gram in by_ngram], MARKS, ngram)[0])
+    bits = max(LEAST_BITS, 4 + len(runs).bit_length())
+    map_M = np.zeros(1 << bits, np.bool_)
+    map_M[runs >> np.uint64(64 - bits)] = True
+    last_turns = frozenset(_folded(prompt.prompt[-1].content) for prompt in heldout)
     return HeldoutIndex(
         by_hash,
         {gram: tuple(ids) for gram, ids in by_ngram.items()},
         num_ngrams,
-        frozenset(_folded(prompt.prompt[-1].content) for prompt in heldout),
-        np.unique(hashes),
+        last_turns,
+        frozenset(text.partition(" ")[0] for text in last_turns),
+        runs,
+        map_M,
     )
 
 
@@ -95,21 +107,26 @@ def worth_a_look(
     dialogs: Sequence[Sequence[Message]], index: HeldoutIndex, ngram: int
 ) -> NDArray[np.bool_]:
     """For each dialog whether it may hold a held-out prompt; False is certain, True is not."""
-    found = np.array(
-        [
-            any(_folded(m.content) in index.last_turns for m in dialog if m.role in ASKING)
-            for dialog in dialogs
-        ],
-        dtype=np.bool_,
-    )
+    found = np.array([_may_ask(dialog, index) for dialog in dialogs], dtype=np.bool_)
     if not len(index.runs):
         return found
-    words = [_words(" ".join(m.content for m in one if m.role != "system")) for one in dialogs]
-    long = [place for place, one in enumerate(words) if len(one) >= ngram]
-    hashes, starts = run_hashes([words[place] for place in long], ngram)
-    counts = np.concatenate([[0], np.cumsum(np.isin(hashes, index.runs))])
-    found[long] |= counts[starts[1:]] > counts[starts[:-1]]
+    texts = [_plain(" ".join([m.content for m in one if m.role != "system"])) for one in dialogs]
+    hashes, starts = run_hashes(texts, MARKS, ngram)
+    shift = np.uint64(64 - (len(index.map_M).bit_length() - 1))
+    likely = np.flatnonzero(index.map_M[hashes >> shift])
+    hits = likely[np.isin(hashes[likely], index.runs)]
+    found[np.searchsorted(starts, hits, side="right") - 1] = True
     return found
+
+
+def _may_ask(dialog: Sequence[Message], index: HeldoutIndex) -> bool:
+    for message in dialog:
+        if message.role in ASKING:
+            first = message.content.split(None, 1)[:1]
+            known = (first[0] if first else "") in index.first_words
+            if known and _folded(message.content) in index.last_turns:
+                return True
+    return False
 
 
 def _folded(text: str) -> str:
@@ -117,8 +134,14 @@ def _folded(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores, in lower case."""
     found: list[str] = WORD.findall(text.casefold())
     return found
+
+
+def _plain(text: str) -> str:
+    """A text whose words are parted by bytes that `MARKS` knows."""
+    return text.lower() if text.isascii() else " ".join(_words(text))
 
 
 def _asked(messages: Sequence[Message], index: HeldoutIndex) -> str | None:

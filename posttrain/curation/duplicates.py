@@ -16,7 +16,8 @@ import numpy as np
 from posttrain.curation.contract import CurationTools, Dropped, Row, StepResult, drop
 from posttrain.dedup import Removal, semantic_dedup
 from posttrain.dedup.equal import equal_rows
-from posttrain.dedup.minhash import Hashes, near_copies, shingles
+from posttrain.dedup.minhash import near_copies, shingles
+from posttrain.dedup.words import Hashes
 from posttrain.embedding import Embedded, dialog_text
 from posttrain.errors import BadInput, StepFailed
 from posttrain.settings.pipeline import Dedup, MinHash

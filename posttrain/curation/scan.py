@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from posttrain.curation.clean import apply_rules, check_known
 from posttrain.curation.contract import CurationTools, Row, Scored, Store
 from posttrain.curation.decontaminate import held_out_in, index_heldout, worth_a_look
 from posttrain.dedup import dialog_hash
-from posttrain.dedup.minhash import Hashes, band_keys
+from posttrain.dedup.minhash import band_keys
+from posttrain.dedup.words import Hashes
 from posttrain.embedding import dialog_text
 from posttrain.errors import BadInput
 from posttrain.rows import Example, content_id
@@ -54,12 +55,10 @@ class Scan:
             BadInput: a score that is no finite number, an id that two different rows have, or an
                 answer that no cleaning rule may give.
         """
-        number = 0
         found: list[Row] = []
         remaining = iter(rows)
         while batch := list(islice(remaining, BATCH)):
-            found += self._batch(batch, number)
-            number += len(batch)
+            found += self._batch(batch, len(found))
         return sorted(found, key=lambda row: (row.id, row.content))
 
     @property
@@ -70,7 +69,7 @@ class Scan:
     def changed(self, rows: Sequence[tuple[Row, Example]]) -> list[Row]:
         """Rows whose texts have changed, looked at again."""
         examples = [row.example.model_copy(update={"messages": e.messages}) for row, e in rows]
-        found = self._looked_at(examples)
+        found = self._looked_at(examples, [_Plain.of(example) for example in examples])
         for (row, _), keys_B in zip(rows, self._sketched(examples), strict=True):
             self._keys[row.number // BATCH][row.number % BATCH] = keys_B
         return [row._replace(**texts) for (row, _), texts in zip(rows, found, strict=True)]
@@ -79,10 +78,15 @@ class Scan:
         cleaned = [apply_rules(scored.example, self._rules, self._tools.rules) for scored in batch]
         examples = [example for example, _, _ in cleaned]
         self._keys.append(self._sketched(examples))
-        for place, (scored, (example, edits, unclean), texts) in enumerate(
-            zip(batch, cleaned, self._looked_at(examples), strict=True)
+        came = [_Plain.of(scored.example) for scored in batch]
+        plain = [
+            one if example is scored.example else _Plain.of(example)
+            for one, example, scored in zip(came, examples, batch, strict=True)
+        ]
+        for place, (scored, one, (example, edits, unclean), texts) in enumerate(
+            zip(batch, came, cleaned, self._looked_at(examples, plain), strict=True)
         ):
-            self._check(scored)
+            self._check(scored, one.dialog)
             extra: dict[str, Any] = example.model_extra or {}
             yield Row(
                 number=first + place,
@@ -97,7 +101,7 @@ class Scan:
                 pass_rate=extra.get("pass_rate"),
                 judged=extra.get("judged_difficulty"),
                 tags=tuple(sys.intern(str(tag)) for tag in extra.get("tags") or ()),
-                content=_content(scored),
+                content=_content(scored, one.raw),
                 tie_break=content_id([self._tools.seed, example.id]),
                 edits=tuple(edits),
                 unclean=unclean,
@@ -110,19 +114,21 @@ class Scan:
         texts = [dialog_text(example.messages) for example in examples]
         return band_keys(texts, self._settings.minhash.ngram)
 
-    def _looked_at(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    def _looked_at(
+        self, examples: Sequence[Example], plain: Sequence["_Plain"]
+    ) -> list[dict[str, Any]]:
         """Of each example what its text has to say, and where it lies from now on."""
         searched, dialogs = self._settings.decontaminate, [e.messages for e in examples]
         looks = worth_a_look(dialogs, self._heldout, searched.ngram)
         return [
             {
                 "store": self._store,
-                "at": self._store.add(example),
-                "dialog": dialog_hash(example),
+                "at": self._store.add(one.raw),
+                "dialog": one.dialog,
                 "hit": held_out_in(example.messages, self._heldout, searched) if look else None,
                 **self._said(example),
             }
-            for example, look in zip(examples, looks, strict=True)
+            for example, one, look in zip(examples, plain, looks, strict=True)
         ]
 
     def _said(self, example: Example) -> dict[str, Any]:
@@ -135,11 +141,10 @@ class Scan:
             "opening": opening_of(answers[-1], self._settings.balance.words),
         }
 
-    def _check(self, scored: Scored) -> None:
+    def _check(self, scored: Scored, dialog: str) -> None:
         own_id = scored.example.id
         if scored.score is not None and not math.isfinite(scored.score):
             raise BadInput(f"row {own_id}: expected a finite score, got {scored.score}")
-        dialog = dialog_hash(scored.example)
         first = self._dialogs.get(own_id)
         if first is not None and first != dialog:
             raise BadInput(f"two different rows have the id {own_id}: give each its own")
@@ -151,9 +156,19 @@ class Scan:
         self._dialogs[own_id] = dialog
 
 
-def _content(scored: Scored) -> str:
+class _Plain(NamedTuple):
+    """An example as JSON, and the identity of its dialog."""
+
+    raw: bytes
+    dialog: str
+
+    @classmethod
+    def of(cls, example: Example) -> Self:
+        return cls(example.model_dump_json(exclude_none=True).encode(), dialog_hash(example))
+
+
+def _content(scored: Scored, raw: bytes) -> str:
     """The same of rows that came in equal."""
     prompt = scored.prompt.model_dump_json() if scored.prompt else ""
-    rest = (repr(scored.score), repr(scored.grade), repr(scored.human))
-    whole = "\n".join((scored.example.model_dump_json(), prompt, *rest))
-    return hashlib.sha256(whole.encode()).hexdigest()[:32]
+    rest = (prompt, repr(scored.score), repr(scored.grade), repr(scored.human))
+    return hashlib.sha256(raw + "\n".join(rest).encode()).hexdigest()[:32]

@@ -5,11 +5,15 @@ Knows what of a text makes no difference.
     exact_duplicates([example, other])
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Sequence
 
 from posttrain.dedup.contract import Removal
-from posttrain.rows import Example, Message, content_id
+from posttrain.rows import ID_HEX_DIGITS, Example, Message, canonical_json
+
+UNTIDY = (" \n", "\t\n", *"\r\v\f\x1c\x1d\x1e\x1f")
+"""An ASCII text without these has no white space at its lines' ends, and no odd line ends."""
 
 
 def dialog_hash(example: Example) -> str:
@@ -22,13 +26,22 @@ def dialog_hash(example: Example) -> str:
 
 def messages_hash(messages: Sequence[Message]) -> str:
     """`dialog_hash` of turns."""
-    return content_id([[m.role, plain_text(m.content), m.tool_calls] for m in messages])
+    whole = hashlib.sha256()
+    for message in messages:
+        calls = canonical_json(message.tool_calls).encode() if message.tool_calls else b""
+        text = plain_text(message.content).encode()
+        whole.update(f"{message.role} {len(text)} {len(calls)}\n".encode())
+        whole.update(text)
+        whole.update(calls)
+    return whole.hexdigest()[:ID_HEX_DIGITS]
 
 
 def plain_text(text: str) -> str:
     """A text less its Unicode form, line-end white space and outer blank lines."""
+    if text.isascii() and not any(mark in text for mark in UNTIDY):
+        return text.rstrip().lstrip("\n")
     lines = unicodedata.normalize("NFC", text).splitlines()
-    return "\n".join(line.rstrip() for line in lines).strip("\n")
+    return "\n".join([line.rstrip() for line in lines]).strip("\n")
 
 
 def exact_duplicates(examples: Sequence[Example], earlier: Sequence[Example] = ()) -> list[Removal]:

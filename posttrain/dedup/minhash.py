@@ -9,15 +9,12 @@ compared shingle by shingle. Suffixes: N texts, B bands, S shingles of a text.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from rensa import RMinHash
 
 from posttrain.dedup.contract import Places, Removal
-
-Hashes = NDArray[np.uint64]
+from posttrain.dedup.words import BLANKS, Hashes, run_hashes, word_hashes
 
 BANDS = 32
 ROWS_A_BAND = 4
@@ -101,32 +98,15 @@ def near_copies(
 
 
 def _shingles(texts: Sequence[str], ngram: int) -> tuple[Hashes, Places]:
-    filler = [""] * ngram
-    words = [text.casefold().split() for text in texts]
+    plain = [
+        text.lower() if text.isascii() else " ".join(text.casefold().split()) for text in texts
+    ]
+    hashes, starts = run_hashes(plain, BLANKS, ngram)
+    short = np.flatnonzero(np.diff(starts) == 0)
+    if not len(short):
+        return hashes, starts
     # A shorter text is filled up, and so is one shingle.
-    return run_hashes([w if len(w) >= ngram else (w + filler)[:ngram] for w in words], ngram)
-
-
-def run_hashes(words: Sequence[Sequence[str]], ngram: int) -> tuple[Hashes, Places]:
-    """Hashes of all texts' runs of `ngram` words in their order, with repeats.
-
-    Args:
-        words: of each text, `ngram` or more.
-        ngram: words of a run.
-
-    Returns:
-        The hashes of all texts, and where each text's begin; one more place stands at the end.
-    """
-    flat = np.fromiter(chain.from_iterable(RMinHash.hash_token_sets(words)), np.uint64)
-    num_words = np.array([len(one) for one in words], dtype=np.int64)
-    if not len(num_words):
-        return flat, np.zeros(1, np.int64)
-    mixed = np.zeros(len(flat) - ngram + 1, np.uint64)
-    for place in range(ngram):
-        mixed = (mixed ^ flat[place : place + len(mixed)]) * _MIX
-        mixed ^= mixed >> np.uint64(29)
-    # The last words of a text begin no shingle of it.
-    ends = np.cumsum(num_words)[:-1, None] - np.arange(1, ngram)
-    inside = np.ones(len(mixed), np.bool_)
-    inside[ends.ravel()] = False
-    return mixed[inside], np.concatenate([[0], np.cumsum(num_words - ngram + 1)])
+    _, counts = word_hashes([plain[place] for place in short], BLANKS)
+    for place, count in zip(short.tolist(), counts.tolist(), strict=True):
+        plain[place] += " \0" * (ngram - count)
+    return run_hashes(plain, BLANKS, ngram)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.planning.builder import Builder
-from posttrain.settings.judges import EndpointJudge, VllmJudge, NoJudge, SimulatedJudge
+from posttrain.settings.judges import EndpointJudge, NoJudge, SimulatedJudge, VllmJudge
 from posttrain.settings.plan import Plan
 from posttrain.settings.stages import (
     CurateStage,
