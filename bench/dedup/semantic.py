@@ -1,8 +1,9 @@
 """Semantic dedup beside semhash and the paper's clusters: time, memory, missed and wrong removals.
 
-The same vectors for all: 384 numbers, 12 % planted near-duplicates at cosines of .90 to .995, a
-fifth of them of another duplicate, in the order of a random score. Each contestant is a process of
-its own; what `exact` removes is the truth. semhash comes from an environment of its own.
+The same vectors for all: 384 numbers, rows of a topic at cosines of about .36 (with `--topics 0`
+random directions, the hardest case for clusters), 12 % planted near-duplicates at cosines of .90 to
+.995, a fifth of them of another duplicate, in the order of a random score. Each contestant is a
+process of its own; what `exact` removes is the truth. semhash comes from an environment of its own.
 
     python -m bench.dedup.semantic --rows 100000 --semhash /path/to/venv/bin/python
 """
@@ -25,6 +26,8 @@ from posttrain.dedup import exact, ivf, products, semantic_dedup
 
 HERE = Path(__file__).parent
 THRESHOLD, DIMENSION, SEED = 0.95, 384, 0
+TOPIC_SHARE = 0.6
+"""Cosine of a row and its topic."""
 SEMHASH = """
 import json, resource, sys, time
 import numpy as np
@@ -53,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--topics", type=int, default=1000)
     parser.add_argument("--semhash", type=Path, help="Interpreter that has semhash.")
     parser.add_argument("--only", help="Modes to run, by comma.")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -63,7 +67,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "vectors.npy"
-        planted = write_vectors(path, options.rows)
+        planted = write_vectors(path, options.rows, options.topics)
         names = options.only.split(",") if options.only else list(OURS)
         found: dict[str, dict[str, Any]] = {}
         gone: dict[str, set[int]] = {}
@@ -95,10 +99,11 @@ def main() -> None:
         if name in found
     }
     write_result(
-        HERE / f"semantic-{options.rows}.json",
+        HERE / f"semantic-{options.rows}{'' if options.topics else '-random'}.json",
         {
             "command": " ".join(["python -m bench.dedup.semantic", *sys.argv[1:]]),
             "rows": options.rows,
+            "topics": options.topics,
             "dimension": DIMENSION,
             "threshold": THRESHOLD,
             "seed": SEED,
@@ -109,15 +114,18 @@ def main() -> None:
     )
 
 
-def write_vectors(path: Path, num_rows: int) -> np.ndarray:
+def write_vectors(path: Path, num_rows: int, num_topics: int) -> np.ndarray:
     """Vectors in their order, best first; the rows that are planted at a cosine of .955 or more."""
     rng = np.random.default_rng(SEED)
     vectors = np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, DIMENSION))
     num_base = round(num_rows / 1.12)
+    topics = _unit(rng.standard_normal((max(1, num_topics), DIMENSION), dtype=np.float32))
+    share = TOPIC_SHARE if num_topics else 0.0
     for start in range(0, num_rows, 65536):
         end = min(start + 65536, num_rows)
-        part = rng.standard_normal((end - start, DIMENSION), dtype=np.float32)
-        vectors[start:end] = part / np.linalg.norm(part, axis=1, keepdims=True)
+        part = _unit(rng.standard_normal((end - start, DIMENSION), dtype=np.float32))
+        of_topic = topics[rng.integers(len(topics), size=end - start)]
+        vectors[start:end] = _unit(share * of_topic + (1 - share**2) ** 0.5 * part)
     # A planted row comes after the one it copies, so which of the two goes is known.
     copies = np.sort(rng.choice(np.arange(1, num_rows), num_rows - num_base, replace=False))
     is_copy = np.zeros(num_rows, bool)
@@ -136,6 +144,10 @@ def write_vectors(path: Path, num_rows: int) -> np.ndarray:
             sure.append(row)
     vectors.flush()
     return np.array(sure)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def run_one(name: str, path: Path) -> list[Any]:

@@ -36,10 +36,13 @@ def decide(
     """
     removals: list[Removal] = []
     counts_B = np.ones(len(names), np.bool_)
+    # Every row is near to itself.
+    before = inside.other_H < inside.row_H
+    inside = Hits(inside.row_H[before], inside.other_H[before], inside.cosine_H[before])
     for place in np.union1d(outside.row_H, inside.row_H).tolist():
         others, cosines = _of_row(outside, place)
         own_others, own_cosines = _of_row(inside, place)
-        usable = (own_others < place) & counts_B[own_others]
+        usable = counts_B[own_others]
         others = np.concatenate([others, names[own_others[usable]]])
         cosines = np.concatenate([cosines, own_cosines[usable]])
         if not len(others):

@@ -16,7 +16,7 @@ from posttrain.dedup.greedy import decide
 from posttrain.dedup.products import ROUNDING_BAND, cast, filter_dtype, near
 
 FEWEST_CLUSTERS = 16
-BLOCK = 8192
+BLOCK = 32768
 
 
 def dedup_ivf(

@@ -19,6 +19,8 @@ ROUNDING_BAND = 1e-4
 HALF_BAND = 0.008
 """The same of bfloat16: two factors and the result are each rounded to 8 bits, so a product of unit
 vectors is wrong by 2^-8 + 2^-9 = 0.006 at most."""
+LENGTHS = 128
+"""Numbers of rows that a product's factors have are multiples of this."""
 TILE = 4096
 """Rows compared with at a time: a tile of products stays in the processor's cache."""
 
@@ -69,8 +71,10 @@ def near(
     """
     low = floor - HALF_BAND if block_BD.dtype == torch.bfloat16 else floor
     parts = []
+    padded_BD = _padded(block_BD)
     for start in range(0, len(against_MD), TILE):
-        products_BM = block_BD @ against_MD[start : start + TILE].T
+        tile_MD = against_MD[start : start + TILE]
+        products_BM = (padded_BD @ _padded(tile_MD).T)[: len(block_BD), : len(tile_MD)]
         best_B = products_BM.amax(dim=1)
         some = (best_B >= low).nonzero()[:, 0]
         if len(some):
@@ -81,6 +85,18 @@ def near(
                 )
             )
     return Hits.joined(parts)
+
+
+def _padded(vectors_BD: torch.Tensor) -> torch.Tensor:
+    """Rows of zeros behind a bfloat16 matrix, up to one of few lengths.
+
+    A product of a new shape has its kernel compiled first, which takes ten times as long as the
+    product of a small cluster.
+    """
+    missing = -len(vectors_BD) % LENGTHS
+    if not missing or vectors_BD.dtype != torch.bfloat16:
+        return vectors_BD
+    return torch.nn.functional.pad(vectors_BD, (0, 0, 0, missing))
 
 
 def _exact(
