@@ -1,19 +1,22 @@
 """Model folders and their averages: exactness, sharding, and everything that must be refused."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from posttrain import averaging
-from posttrain.averaging import average_models
+from posttrain.averaging import average_models, greedy_soup, mean
 from posttrain.errors import BadInput, Damaged, GuardFailed
-from posttrain.models.chat import load_tokenizer
+from posttrain.models.chat import load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
+from posttrain.rows import Message
+from tests.small_round import posttrain
 from tests.tiny_model import TEMPLATE, make_model
 
 
@@ -56,7 +59,7 @@ def exact_mean(members: list[Path], shares: list[float]) -> dict[str, torch.Tens
 def test_average_is_the_exact_mean_rounded_once(
     members: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(averaging, "BLOCK_ELEMENTS", 1000)
+    monkeypatch.setattr(mean, "BLOCK_ELEMENTS", 1000)
     report = average_models(members, tmp_path / "out")
     expected, found = exact_mean(members, [1, 1, 1]), weights(tmp_path / "out")
     assert set(expected) == set(found)
@@ -147,7 +150,7 @@ def test_members_that_differ_are_refused(members: list[Path], tmp_path: Path) ->
 
     adapter = copy(members[1], tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text("{}")
-    refuse(adapter, "an adapter")
+    refuse(adapter, "expected the configuration of a LoRA adapter")
 
     truncated = copy(members[1], tmp_path / "truncated")
     data = (truncated / "model.safetensors").read_bytes()
@@ -190,3 +193,129 @@ def test_model_folders_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         model.model.norm.weight[0] = float("nan")
     with pytest.raises(GuardFailed, match="norm"):
         save_model_folder(model, tokenizer, tmp_path / "nan")
+
+
+def adapter(base: Path, out: Path, seed: int, **changes: Any) -> Path:
+    """A LoRA adapter of random factors, as peft writes it."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(
+        r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **changes
+    )
+    torch.manual_seed(seed)
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, factor in tuned.named_parameters():
+            if "lora_B" in name:
+                factor.normal_(std=0.05)
+    tuned.save_pretrained(out)
+    return out
+
+
+def test_adapters_are_merged_exactly_before_they_are_averaged(tmp_path: Path) -> None:
+    base = tmp_path / "base32"
+    made = make_model(tmp_path / "made")
+    save_model_folder(load_causal(made), load_tokenizer(made, TEMPLATE), base, torch.float32)
+    adapters = [adapter(base, tmp_path / f"adapter{seed}", seed) for seed in (1, 2)]
+    average_models(adapters, tmp_path / "out")
+    merged = []
+    for one in adapters:
+        model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), one)
+        merged.append(model.merge_and_unload().state_dict())
+    found = weights(tmp_path / "out")
+    assert sum(not torch.equal(found[name], weights(base)[name]) for name in found) > 5
+    for name, tensor in found.items():
+        wanted = (merged[0][name].double() + merged[1][name].double()) / 2
+        assert torch.allclose(tensor.double(), wanted, atol=1e-7), name
+    # The result is a model by itself, and an adapter averages with a merged one.
+    check_model_folder(tmp_path / "out")
+    average_models([tmp_path / "out", adapters[0]], tmp_path / "both", weights=[0.25, 0.75])
+
+
+def test_adapters_that_cannot_be_merged_here_are_refused(
+    members: list[Path], tmp_path: Path
+) -> None:
+    one = adapter(members[0], tmp_path / "dora", 1, use_dora=True)
+    with pytest.raises(BadInput, match="use_dora is True"):
+        average_models([one], tmp_path / "out")
+    plain = adapter(members[0], tmp_path / "plain", 1)
+    path = plain / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": "/nowhere"}))
+    with pytest.raises(BadInput, match="where no model lies; name it with --base"):
+        average_models([plain], tmp_path / "out")
+    average_models([plain], tmp_path / "out", base=members[0])
+    path.write_text(json.dumps({**config, "r": 8}))
+    with pytest.raises(Damaged, match="of rank 4, and the configuration says 8"):
+        average_models([plain], tmp_path / "out2")
+
+
+def test_a_greedy_soup_takes_what_does_not_measure_worse(
+    members: list[Path], tmp_path: Path
+) -> None:
+    """Killed after each measure once, it ends as it would have."""
+    names = dict(zip("abc", members, strict=True))
+    values = {"a": 0.5, "b": 0.7, "c": 0.6, "b+c": 0.65, "b+a": 0.7}
+    asked: list[str] = []
+
+    def measure(label: str, folder: Path) -> float:
+        assert (folder / "model.safetensors").is_file()
+        if asked.count(label) == 0:
+            asked.append(label)
+            raise InterruptedError(label)
+        asked.append(label)
+        return values[label]
+
+    soup = None
+    while soup is None:
+        with contextlib.suppress(InterruptedError):
+            soup = greedy_soup(names, measure, tmp_path / "work")
+    assert soup.members == ("b", "a")
+    assert soup.measures == values
+    assert sorted(asked) == sorted([*values, *values])
+    assert not (tmp_path / "work" / "mixture").exists()
+
+
+def test_the_average_command(members: list[Path], tmp_path: Path) -> None:
+    one, two = map(str, members[:2])
+    done = posttrain("average", one, two, "--weights", "3,1", "--out", str(tmp_path / "out"))
+    assert done.code == 0, done.err
+    expected = exact_mean(members[:2], [3.0, 1.0])
+    found = weights(tmp_path / "out")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"base_model:\n- {one}\n- {two}\n" in card
+    assert not (tmp_path / "out.partial").exists()
+    for words, message in {
+        (one, two, "--out", str(tmp_path / "out")): "already there",
+        (one, one, "--out", "x"): "a member is named twice",
+        (one, two, "--out", "x", "--weights", "1"): "expected 2 weights, one a member, got 1",
+        (one, two, "--out", "x", "--weights", "0,0"): "at least one must be above 0",
+        (one, two, "--out", "x", "--method", "weighted"): "weights and method weighted belong",
+        (one, two, "--out", "x", "--method", "greedy"): "belong together",
+    }.items():
+        ended = posttrain("average", *words)
+        assert ended.code == 2
+        assert message in ended.one_line()
+    rows = tmp_path / "dev.jsonl"
+    turns = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+    rows.write_text(json.dumps({"id": "x", "messages": turns}) + "\n")
+    done = posttrain(
+        "average", one, two, "--dev", str(rows), "--out", str(tmp_path / "s"), "--json"
+    )
+    assert done.code == 0, done.err
+    nll = json.loads(done.out)["nll"]
+    assert set(nll) == {one, two, *(label for label in nll if " + " in label)}
+    assert len(nll) == 3
+    likely = {}
+    for member in (one, two):
+        model = load_causal(Path(member))
+        ids = render_dialog(load_tokenizer(Path(member)), [Message(**t) for t in turns], None)
+        targets = torch.tensor(ids.input_ids)
+        with torch.no_grad():
+            log_probs = model(targets[None]).logits[0, :-1].log_softmax(-1)
+        picked = log_probs.gather(1, targets[1:, None])[:, 0]
+        mask = torch.tensor(ids.target_mask[1:], dtype=torch.bool)
+        likely[member] = -float(picked[mask].mean())
+    assert {m: pytest.approx(v, abs=1e-4) for m, v in likely.items()} == {
+        m: nll[m] for m in (one, two)
+    }

@@ -7,7 +7,8 @@ import typer
 
 from posttrain.cli.models import ShareOption
 from posttrain.cli.shared import JsonOption, call, print_json
-from posttrain.settings.data_options import CurateFileSettings, DedupFileSettings, read_options
+from posttrain.settings.base import from_options
+from posttrain.settings.data_options import CurateFileSettings, DedupFileSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def curate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Clean, deduplicate, balance and decontaminate dialogs; each dropped one has its reason."""
-    settings = read_options(
+    settings = from_options(
         CurateFileSettings,
         {
             "pipeline": pipeline,
@@ -91,7 +92,7 @@ def dedup_command(
     as_json: JsonOption = False,
 ) -> None:
     """Drop equal rows, rows of the same wording and near-equal ones; each names its keeper."""
-    settings = read_options(
+    settings = from_options(
         DedupFileSettings,
         {
             "vectors": vectors,

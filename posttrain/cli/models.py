@@ -1,4 +1,4 @@
-"""Commands about a model by itself, outside of any run: sample, score, measure-rm."""
+"""Commands about models by themselves, outside of any run: sample, score, measure-rm, average."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from posttrain.cli.shared import JsonOption, call, print_json
+from posttrain.settings.average_options import AverageSettings
+from posttrain.settings.base import from_options
 from posttrain.settings.engines import ScorerSettings
 from posttrain.settings.sample_options import read_options
 
@@ -33,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.command("sample")(sample_command)
     app.command("score")(score_command)
     app.command("measure-rm")(measure_command)
+    app.command("average")(average_command)
 
 
 def sample_command(
@@ -148,3 +151,50 @@ def measure_command(
         print_json(result)
         return
     call("posttrain.reward_files:print_measures", result)
+
+
+def average_command(
+    members: Annotated[list[Path], typer.Argument(help="Model folders, or LoRA adapters.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole.")],
+    method: Annotated[
+        Literal["uniform", "weighted", "greedy"] | None,
+        typer.Option("--method", help="uniform; weighted with --weights; greedy with --dev."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="One a member, e.g. 0.7,0.3.")
+    ] = None,
+    dev: Annotated[
+        Path | None, typer.Option("--dev", help="Dialogs that a greedy soup is measured by.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Model of the adapters; else what they name.")
+    ] = None,
+    template: TemplateOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Average models' weights, streamed: summed in float32, divided once, rounded once."""
+    implied = "weighted" if weights else "greedy" if dev else "uniform"
+    settings = from_options(
+        AverageSettings,
+        {
+            "members": members,
+            "method": method or implied,
+            "weights": weights.split(",") if weights else (),
+            "dev": dev,
+            "base": base,
+            "template": template,
+            "device": device,
+        },
+    )
+    summary = call("posttrain.average_files:average_files", settings, out)
+    if as_json:
+        print_json(summary)
+        return
+    typer.echo(
+        f"{out}: the {summary['method']} average of {len(summary['members'])} models, "
+        f"{summary['parameters']:,} parameters",
+        err=True,
+    )
+    for label, nll in sorted(summary.get("nll", {}).items(), key=lambda one: one[1]):
+        typer.echo(f"  {nll:.4f} nats a token: {label}", err=True)

@@ -37,6 +37,23 @@ def parse(kind: type[SettingsT], data: Mapping[str, Any], origin: str) -> Settin
         raise BadInput("\n".join(lines)) from None
 
 
+def from_options(kind: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
+    """The settings that a command line's options say.
+
+    Raises:
+        BadInput: one line for every option that is wrong.
+    """
+    try:
+        return kind.model_validate(options)
+    except ValidationError as error:
+        lines = []
+        for item in _causes(error):
+            option = f"--{str(item['loc'][0]).replace('_', '-')}: " if item["loc"] else ""
+            came = "" if item["type"] == "value_error" else f" (got {item['input']!r})"
+            lines.append(f"{option}{str(item['msg']).removeprefix('Value error, ')}{came}")
+        raise BadInput("\n".join(lines)) from None
+
+
 def _causes(error: ValidationError) -> list[Mapping[str, Any]]:
     """The errors of a user: a list does not count as too short because its items are wrong."""
     found: list[Mapping[str, Any]] = list(error.errors())

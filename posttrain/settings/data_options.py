@@ -3,13 +3,11 @@
 DedupFileSettings(threshold=0.95, mode="exact")
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from posttrain.errors import BadInput
 from posttrain.settings.base import Settings
 
 
@@ -57,22 +55,3 @@ class CurateFileSettings(Settings):
     """Breaks ties."""
     reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of malformed input rows past which nothing is done."""
-
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
-
-
-def read_options(kind: type[SettingsT], options: Mapping[str, Any]) -> SettingsT:
-    """The settings that the command line's options say.
-
-    Raises:
-        BadInput: one line for every option that is wrong.
-    """
-    try:
-        return kind.model_validate(options)
-    except ValidationError as error:
-        lines = [
-            f"--{str(item['loc'][0]).replace('_', '-')}: {item['msg']} (got {item['input']!r})"
-            for item in error.errors()
-        ]
-        raise BadInput("\n".join(lines)) from None

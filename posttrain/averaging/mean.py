@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 
+from posttrain.averaging.members import FLOATS, Reader, check_same, open_member
 from posttrain.errors import BadInput, Damaged, GuardFailed
 from posttrain.models.folders import (
-    ADAPTER_FILE,
     INDEX_FILE,
     SINGLE_FILE,
     Tensor,
-    read_config,
-    read_tensors,
     ties_embeddings,
     weight_files,
 )
@@ -35,13 +32,8 @@ from posttrain.models.folders import (
 BLOCK_ELEMENTS = 4_000_000
 """Elements of one tensor that are in memory at a time, for each member."""
 MAX_SHARD_BYTES = 5_000_000_000
-FLOATS = {"F64", "F32", "F16", "BF16"}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
 TIED = ("embed_tokens.weight", "lm_head.weight")
 """How the names of the tensors end that `tie_word_embeddings` makes one."""
-INCIDENTAL_KEYS = ("_name_or_path", "transformers_version")
-"""Keys of a configuration that say where a model comes from, not what it is."""
-
 Plan = list[list[tuple[str, Tensor]]]
 
 
@@ -60,51 +52,54 @@ def average_models(
     members: Sequence[Path],
     out: Path,
     weights: Sequence[float] | None = None,
+    base: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> AverageReport:
     """Write the weighted mean of the members to `out`; all other files are the first member's.
 
     Args:
         members: Folders of models that differ in nothing but their weights' values. They may be
-            sharded in different ways. Each tensor keeps its members' dtype.
+            sharded in different ways. Each tensor keeps its members' dtype. Adapters (LoRA) are
+            merged into their base first, without rounding.
         out: The folder to write.
         weights: One non-negative weight a member; None weighs all the same.
+        base: The model that adapters were trained on; None takes what their files name.
         max_shard_bytes: Above this size the weights are split into shards with an index.
 
     Raises:
-        BadInput: members do not fit together, or a member is an adapter; says which and where.
+        BadInput: members do not fit together, or an adapter is not plain LoRA; says which and
+            where.
         Damaged: a member's tensor holds NaN or infinity, or its file is truncated.
         GuardFailed: the configuration ties two tensors that differ in the result.
     """
     shares = _shares(members, weights)
-    tensors = [_read_member(member) for member in members]
-    for member, found in zip(members[1:], tensors[1:], strict=True):
-        _check_same_tensors(members[0], tensors[0], member, found)
-        _check_same_files(members[0], member)
+    opened = [open_member(member, base) for member in members]
+    first = opened[0]
+    for member in opened[1:]:
+        check_same(first, member)
     out.mkdir(parents=True, exist_ok=True)
-    plan = _shards(tensors[0], max_shard_bytes)
+    plan = _shards(first.tensors, max_shard_bytes)
     names = _shard_names(len(plan))
     with contextlib.ExitStack() as stack:
-        opened = [_open_all(stack, found) for found in tensors]
+        readers = [member.open(stack) for member in opened]
         for name, shard in zip(names, plan, strict=True):
             with (out / name).open("wb") as stream:
                 stream.write(_header(shard))
                 for key, tensor in shard:
-                    readers = [files[t[key].file] for files, t in zip(opened, tensors, strict=True)]
-                    _write_mean(stream, key, tensor, readers, members, shares)
+                    _write_mean(stream, key, tensor, readers, shares)
                 stream.flush()
                 os.fsync(stream.fileno())
-    num_bytes = sum(t.num_bytes for t in tensors[0].values())
+    num_bytes = sum(t.num_bytes for t in first.tensors.values())
     if len(plan) > 1:
         weight_map = {key: n for n, shard in zip(names, plan, strict=True) for key, _ in shard}
         index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         (out / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
-    _copy_other_files(members[0], out)
+    _copy_other_files(first.folder, out)
     _check_tied(out)
     return AverageReport(
         num_members=len(members),
-        num_tensors=len(tensors[0]),
-        num_parameters=sum(math.prod(t.shape) for t in tensors[0].values()),
+        num_tensors=len(first.tensors),
+        num_parameters=sum(math.prod(t.shape) for t in first.tensors.values()),
         num_bytes=num_bytes,
     )
 
@@ -120,54 +115,6 @@ def _shares(members: Sequence[Path], weights: Sequence[float] | None) -> list[fl
     if any(not math.isfinite(w) or w < 0 for w in weights) or sum(weights) <= 0:
         raise BadInput(f"expected weights >= 0 with a positive sum, got {list(weights)}")
     return list(weights)
-
-
-def _read_member(member: Path) -> dict[str, Tensor]:
-    if (member / ADAPTER_FILE).exists():
-        raise BadInput(
-            f"{member}: an adapter; the mean of adapters is not the mean of models. Merge it first"
-        )
-    tensors = read_tensors(member)
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
-            raise BadInput(
-                f"{tensor.file}: {name} is {tensor.dtype}, expected one of {sorted(FLOATS)}"
-            )
-    return tensors
-
-
-def _check_same_tensors(
-    first: Path, expected: Mapping[str, Tensor], member: Path, found: Mapping[str, Tensor]
-) -> None:
-    for name in sorted(set(expected) | set(found)):
-        if name not in found or name not in expected:
-            has, lacks = (first, member) if name in expected else (member, first)
-            raise BadInput(f"tensor {name} is in {has} but not in {lacks}")
-        one, other = expected[name], found[name]
-        for what, a, b in (("shape", one.shape, other.shape), ("dtype", one.dtype, other.dtype)):
-            if a != b:
-                raise BadInput(f"{what} of {name}: {a} in {first}, {b} in {member}")
-
-
-def _check_same_files(first: Path, member: Path) -> None:
-    """The same architecture, vocabulary and chat template."""
-    one, other = (_without(read_config(m), INCIDENTAL_KEYS) for m in (first, member))
-    for key in sorted(set(one) | set(other)):
-        if one.get(key) != other.get(key):
-            raise BadInput(
-                f"config.json: {key} is {one.get(key)!r} in {first}, {other.get(key)!r} in {member}"
-            )
-    for name in TOKENIZER_FILES:
-        if _content(first / name) != _content(member / name):
-            raise BadInput(f"{name} differs between {first} and {member}")
-
-
-def _without(config: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in keys}
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
 
 
 def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> Plan:
@@ -206,31 +153,25 @@ def _header(shard: Sequence[tuple[str, Tensor]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _open_all(stack: contextlib.ExitStack, tensors: Mapping[str, Tensor]) -> dict[Path, Any]:
-    files = sorted({tensor.file for tensor in tensors.values()})
-    return {file: stack.enter_context(safe_open(file, framework="pt")) for file in files}
-
-
 def _write_mean(
     stream: BinaryIO,
     name: str,
     tensor: Tensor,
-    readers: Sequence[Any],
-    members: Sequence[Path],
+    readers: Sequence[Reader],
     shares: Sequence[float],
 ) -> None:
     for rows in _blocks(tensor.shape):
         total: torch.Tensor | None = None
-        dtype = torch.float32
-        for reader, member, share in zip(readers, members, shares, strict=True):
-            block = reader.get_tensor(name) if rows is None else reader.get_slice(name)[rows]
-            dtype = block.dtype
+        for reader, share in zip(readers, shares, strict=True):
+            block = reader.read(name, rows)
             if not torch.isfinite(block).all():
-                raise Damaged(f"{member}: {name} holds NaN or infinity; train this member again")
-            part = block.to(torch.promote_types(dtype, torch.float32)) * share
+                raise Damaged(
+                    f"{reader.member.path}: {name} holds NaN or infinity; train this member again"
+                )
+            part = block.to(torch.promote_types(block.dtype, torch.float32)) * share
             total = part if total is None else total.add_(part)
         assert total is not None
-        mean = total.div_(sum(shares)).to(dtype).contiguous()
+        mean = total.div_(sum(shares)).to(FLOATS[tensor.dtype]).contiguous()
         stream.write(mean.reshape(-1).view(torch.uint8).numpy().data)
 
 
@@ -238,17 +179,18 @@ def _check_tied(folder: Path) -> None:
     """Tied weights that are stored twice must be equal; loading would drop one of them unseen."""
     if not ties_embeddings(folder):
         return
-    tensors = read_tensors(folder)
-    pair = [name for name in sorted(tensors) if name.endswith(TIED)]
+    whole = open_member(folder)
+    pair = [name for name in sorted(whole.tensors) if name.endswith(TIED)]
     if len(pair) < 2:
         return
+    one, other = (whole.tensors[name] for name in pair)
     with contextlib.ExitStack() as stack:
-        files = _open_all(stack, tensors)
-        one, other = (files[tensors[name].file].get_slice(name) for name in pair)
-        for rows in _blocks(tensors[pair[0]].shape):
-            if tensors[pair[0]].shape != tensors[pair[1]].shape or not torch.equal(
-                one[rows], other[rows]
-            ):
+        reader = whole.open(stack)
+        for rows in _blocks(one.shape):
+            same = one.shape == other.shape and torch.equal(
+                reader.read(pair[0], rows), reader.read(pair[1], rows)
+            )
+            if not same:
                 raise GuardFailed(
                     f"{folder}: config.json ties {pair[0]} and {pair[1]}, but they differ; set "
                     "tie_word_embeddings to false in the members, or train them with tied weights"
