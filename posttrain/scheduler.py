@@ -66,13 +66,14 @@ def run_steps(run: Run, steps: Sequence[Step], watch: Watch, redo_stale: bool = 
         WaitingForPeople: answers are missing; everything that needs none is done.
         BadInput: a step is stale and `redo_stale` was not given; what ran beside it is done.
         StepFailed: a step ended without publishing.
+        Preempted: SIGTERM came; trainings have written a checkpoint.
     """
     resources = run.plan.resources
     shared = resources.worker == "shared" or (resources.worker == "auto" and not has_accelerator())
     room = _room(resources)
     with (
         ThreadPoolExecutor(room, "step") as threads,
-        WorkerPool(shared, resources.threads) as pool,
+        WorkerPool(shared, resources.threads, resources.grace_seconds) as pool,
     ):
         line = _Line(run, watch, redo_stale, list(steps))
         line.serve(room, lambda step, job: threads.submit(_execute, pool, job, step, watch))

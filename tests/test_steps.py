@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from posttrain.cli.main import _preempted
 from posttrain.controller import Run
-from posttrain.errors import BadInput, Busy, Damaged, StepFailed
+from posttrain.errors import BadInput, Busy, Damaged, Preempted, StepFailed
 from posttrain.scheduler import run_steps
 from posttrain.settings.plan import Plan
 from posttrain.steps.fingerprint import drift, fingerprint
@@ -220,6 +223,48 @@ def test_a_killed_step_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert go(run, one)[0] == "resumed round-1/one"
     assert read_json(run.folder.path(one) / "rows.jsonl")["first"] == "done"
     assert not (run.folder.path(one) / "work").exists()
+
+
+@pytest.fixture
+def terminated(tmp_path: Path) -> Iterator[Path]:
+    """A file; once it appears, this process is sent SIGTERM, as a user's command would be."""
+    mark, handler = tmp_path / "running", signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _preempted)
+
+    def send() -> None:
+        while not mark.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    yield mark
+    mark.touch()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_step_that_is_asked_to_end_saves_its_work(tmp_path: Path, terminated: Path) -> None:
+    one = step("one", "saves_when_asked", str(terminated))
+    run = run_of(tmp_path, one)
+    with pytest.raises(Preempted) as caught:
+        go(run, one)
+    assert caught.value.exit_code == 75
+    assert (run.folder.partial(one) / "work" / "saved").exists()
+    assert go(run, one)[0] == "resumed round-1/one"
+    assert read_json(run.folder.path(one) / "rows.jsonl")["id"] == "saved"
+
+
+@pytest.mark.parametrize("function", ["never_ends", "may_end_anywhere"])
+def test_a_step_that_does_not_save_is_ended_all_the_same(
+    function: str, tmp_path: Path, terminated: Path
+) -> None:
+    one = step("one", function, str(terminated))
+    run = run_of(tmp_path, one)
+    resources = run.plan.resources.model_copy(update={"grace_seconds": 1.0})
+    run = replace(run, plan=run.plan.model_copy(update={"resources": resources}))
+    begun = time.monotonic()
+    with pytest.raises(Preempted):
+        go(run, one)
+    assert time.monotonic() - begun < 30
 
 
 def test_work_for_other_settings_is_not_continued(tmp_path: Path) -> None:

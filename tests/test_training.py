@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from posttrain.errors import BadInput, GuardFailed
+from posttrain.errors import BadInput, GuardFailed, Preempted
 from posttrain.models.chat import load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
 from posttrain.rows import Example, Preference
 from posttrain.settings.plan import Resources
 from posttrain.settings.training import DpoSettings, Lora, RewardSettings, SftSettings
+from posttrain.steps import ending
 from posttrain.training.checkpoints import newest_complete_checkpoint
 from posttrain.training.dpo import dpo_trainer, train_dpo
 from posttrain.training.job import Job, TrainingReport
@@ -282,6 +283,33 @@ def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) ->
         lines = (tmp_path / kind / "work/metrics.jsonl").read_text()
         assert lines == (tmp_path / f"{kind}-work/metrics.jsonl").read_text()
         assert len(lines.splitlines()) == whole.metrics["steps"]
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_sigterm_writes_a_checkpoint_and_the_same_training_goes_on(
+    kind: str, base: Path, tmp_path: Path
+) -> None:
+    work = job(tmp_path / "work", checkpoint_every=100)
+
+    def terminate(done: int, total: int) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.signal(signal.SIGTERM, ending.handle)
+    try:
+        with pytest.raises(Preempted, match="at step 3 of"):
+            TRAININGS[kind](base, tmp_path / "out", replace(work, progress=terminate))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        ending._asked.clear()
+    left = newest_complete_checkpoint(tmp_path / "work")
+    assert left is not None
+    assert left.name == "checkpoint-3"
+    assert not (tmp_path / "out").exists()
+    TRAININGS[kind](base, tmp_path / "out", work)
+    TRAININGS[kind](base, tmp_path / "whole", job(tmp_path / "w"))
+    files = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "whole")]
+    assert files[0] == files[1]
 
 
 class Interrupted(Exception):

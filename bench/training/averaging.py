@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from bench.machine import write_result
 from posttrain.averaging import average_models
+from posttrain.averaging.mean import round_once
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -154,8 +155,10 @@ def wrong_elements(members: list[Path], out: Path) -> int:
         with safe_open(path, framework="pt") as own:  # type: ignore[no-untyped-call]
             for name in own.keys():  # noqa: SIM118
                 total = sum(one.get_tensor(name).double() for one in files)
-                mean = (total / len(files)).to(torch.bfloat16)
-                wrong += int((mean != own.get_tensor(name)).sum())
+                mean = torch.empty(total.numel(), dtype=torch.bfloat16)
+                exact = (total / len(files)).reshape(-1)
+                round_once(exact, mean, torch.empty_like(exact))
+                wrong += int((mean != own.get_tensor(name).reshape(-1)).sum())
     return wrong
 
 

@@ -1,7 +1,7 @@
 """Members of an average: folders of weights, and adapters merged into their base as they are read.
 
 Knows safetensors files and the adapters of peft; loads no model. A member hands out one block of a
-tensor at a time, an adapter's base plus its low-rank change in float32, never rounded in between.
+tensor at a time, an adapter's base plus its low-rank change in float32, not rounded in between.
 
     member = open_member(Path("dpo-a"))
     member.tensors["lm_head.weight"].shape

@@ -286,6 +286,8 @@ class Resources(Settings):
     worker: Literal["auto", "shared", "step"] = "auto"
     """One process for each heavy step, or one shared by a round's steps; `auto` shares only on a
     machine without an accelerator."""
+    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """What trainings have to write a checkpoint when SIGTERM asks for the machine."""
     sandbox_workers: Annotated[int, Field(ge=1)] = 2
     sandbox: SandboxLimits = SandboxLimits()
     """What one model-written program may use."""

@@ -32,6 +32,8 @@ def main(life: int, command: list[str]) -> int:
         start_new_session=True,
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+    # Whoever is asked to end passes it on, and waits for what the command makes of it.
+    signal.signal(signal.SIGTERM, lambda *_: child.send_signal(signal.SIGTERM))
     # Only the worker may hold these, or the owner would never see it end.
     os.close(0)
     os.close(1)

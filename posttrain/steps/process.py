@@ -9,16 +9,18 @@ Knows pipes and processes; what a job computes is its stage's affair.
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from posttrain import errors
-from posttrain.errors import PosttrainError, StepFailed
+from posttrain.errors import PosttrainError, Preempted, StepFailed
 from posttrain.steps import guard
 from posttrain.steps.job import Job
 
@@ -68,6 +70,10 @@ class Worker:
         status = self._process.wait()
         raise StepFailed(_last_words(job, status))
 
+    def ask_to_end(self) -> None:
+        """Let it save what it has done, and end by itself."""
+        self._process.send_signal(signal.SIGTERM)
+
     def close(self) -> None:
         """End the worker and everything below it."""
         os.close(self._life)
@@ -85,8 +91,15 @@ class WorkerPool:
     Steps may run side by side, from a thread each; a worker does one at a time.
     """
 
-    def __init__(self, shared: bool, threads: int) -> None:
-        self._shared, self._threads = shared, threads
+    def __init__(self, shared: bool, threads: int, grace_seconds: float = 0.0) -> None:
+        """Starts nothing yet.
+
+        Args:
+            shared: whether a worker is kept for the next step.
+            threads: of each worker.
+            grace_seconds: what workers have to save their work when the machine is wanted back.
+        """
+        self._shared, self._threads, self._grace = shared, threads, grace_seconds
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._busy: list[Worker] = []
@@ -114,6 +127,16 @@ class WorkerPool:
             self._busy.clear()
         for worker in workers:
             worker.close()
+
+    def _end_softly(self) -> None:
+        """Ask the workers at work to end, and give them time for it."""
+        with self._lock:
+            self._closed = True
+            for worker in self._busy:
+                worker.ask_to_end()
+        end = time.monotonic() + self._grace
+        while self._busy and time.monotonic() < end:
+            time.sleep(0.05)
 
     def _take(self, job: Job) -> Worker:
         with self._lock:
@@ -144,7 +167,11 @@ class WorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            if isinstance(error, Preempted):
+                self._end_softly()
+        finally:
+            self.close()
 
 
 def has_accelerator() -> bool:

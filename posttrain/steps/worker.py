@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -21,9 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, get_type_hints
 
-from posttrain.errors import PosttrainError
+from posttrain.errors import PosttrainError, Preempted
 from posttrain.settings.base import parse
 from posttrain.settings.plan import Resources
+from posttrain.steps import ending
 from posttrain.steps.job import Job
 from posttrain.steps.manifest import (
     Manifest,
@@ -42,8 +44,14 @@ _PROGRESS_SECONDS = 0.2
 
 
 def main() -> None:
-    """Serve jobs until standard input ends."""
+    """Serve jobs until standard input ends, or SIGTERM comes."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
+    signal.signal(signal.SIGTERM, ending.handle)
+    with contextlib.suppress(Preempted):
+        _serve(answers)
+
+
+def _serve(answers: TextIO) -> None:
     for line in sys.stdin:
         job = Job.model_validate_json(line)
         _redirect(Path(job.log))

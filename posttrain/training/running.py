@@ -36,10 +36,11 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
-from posttrain.errors import GuardFailed, StepFailed
+from posttrain.errors import GuardFailed, Preempted, StepFailed
 from posttrain.models.folders import model_bytes, no_progress_bars, save_model_folder
 from posttrain.rows import canonical_json
 from posttrain.settings.training import TrainingSettings
+from posttrain.steps.ending import patient
 from posttrain.training.arguments import on_cpu
 from posttrain.training.checkpoints import METRICS_FILE, read_state
 from posttrain.training.job import Dropped, Job, TrainingReport
@@ -87,6 +88,7 @@ class Journal(TrainerCallback):
         self._file = job.work / METRICS_FILE
         self._progress = job.progress
         self._check = check
+        self.asked_to_end: Callable[[], bool] = lambda: False
 
     def on_train_begin(
         self,
@@ -105,8 +107,10 @@ class Journal(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Report progress."""
+        """Report progress; save and stop where that was asked for."""
         self._progress(state.global_step, state.max_steps)
+        if self.asked_to_end():
+            control.should_save = control.should_training_stop = True
 
     def on_log(
         self,
@@ -185,10 +189,12 @@ def run(
 
     Raises:
         GuardFailed: see `Journal`.
+        Preempted: SIGTERM came; a checkpoint is written.
         StepFailed: training ended before its last step.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Journal(job, check))
+    journal = Journal(job, check)
+    trainer.add_callback(journal)
     if checkpoint is not None:
         saved = read_state(checkpoint)
         history = _steps(saved["log_history"])
@@ -199,8 +205,15 @@ def run(
             return history
         # TRL counts tokens from zero after a resume.
         trainer._total_train_tokens = int(history[-1]["num_tokens"])
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with patient() as journal.asked_to_end:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        asked = journal.asked_to_end()
     state = trainer.state
+    if state.global_step < state.max_steps and asked:
+        raise Preempted(
+            f"asked to end (SIGTERM) at step {state.global_step} of {state.max_steps}, which is "
+            "saved; run the same command again to continue"
+        )
     if state.global_step < state.max_steps:
         raise StepFailed(f"training ended at step {state.global_step} of {state.max_steps}")
     return _steps(state.log_history)

@@ -7,8 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, Preempted
 from posttrain.settings.base import Settings
+from posttrain.steps.ending import patient
 from posttrain.steps.output import Inputs, Output
 
 
@@ -102,3 +103,28 @@ def leaves_zombies(inputs: Inputs, settings: Text, out: Output) -> None:
         for entry in Path("/proc").glob("[0-9]*/stat")
     ]
     Path(settings.text).write_text(str(states.count(["Z", str(parent)])))
+
+
+def saves_when_asked(inputs: Inputs, settings: Text, out: Output) -> None:
+    saved = out.path / "work" / "saved"
+    if saved.exists():
+        out.write("rows", [{"id": "saved"}])
+        return
+    saved.parent.mkdir()
+    with patient() as asked:
+        Path(settings.text).touch()
+        while not asked():
+            time.sleep(0.01)
+        saved.touch()
+    raise Preempted("saved at step 3")
+
+
+def never_ends(inputs: Inputs, settings: Text, out: Output) -> None:
+    with patient():
+        Path(settings.text).touch()
+        time.sleep(600)
+
+
+def may_end_anywhere(inputs: Inputs, settings: Text, out: Output) -> None:
+    Path(settings.text).touch()
+    time.sleep(600)
