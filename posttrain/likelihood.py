@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 IGNORED = -100
+"""The label of a token that is no target."""
 MOST_LOGITS = 64_000_000
 """Numbers that a batch's logits may have: 256 MB in float32."""
 

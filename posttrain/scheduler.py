@@ -17,7 +17,7 @@ from typing import Protocol
 
 from posttrain.controller import Run
 from posttrain.errors import BadInput, Damaged, PosttrainError, StepFailed, WaitingForPeople
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.steps.fingerprint import fsync_folder
 from posttrain.steps.job import Job
 from posttrain.steps.manifest import (
@@ -38,6 +38,7 @@ _GIB = 1 << 30
 # A training step holds its result, and two checkpoints of weights and two Adam moments in float32.
 _TRAINING_FACTOR = 14
 _MOST_AT_ONCE = 4
+_AVERAGES = ("posttrain.stages.average", "posttrain.stages.soup")
 
 
 class Watch(Protocol):
@@ -257,7 +258,7 @@ def _job(run: Run, step: Step, identity: Identity) -> Job:
         workspace=str(run.workspace.root),
         resources=run.plan.resources.model_dump(mode="json"),
         machine=str(run.folder.root / "machine.json"),
-        trains=step.weights and step.function.partition(":")[0] != "posttrain.stages.average",
+        trains=step.weights and step.function.partition(":")[0] not in _AVERAGES,
         log=str(run.folder.root / "logs" / f"{step.address.replace('/', '-')}.log"),
         argv=command_line(),
     )

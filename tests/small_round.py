@@ -27,8 +27,8 @@ rounds:
     tasks: [{type: hook, recipe: math, num: 6, options: {levels: [1]}}]
   - prompts: [{type: hook, recipe: math, num: 24, options: {levels: [1]}}]
 reward: {max_steps: 1, batch_size: 4, max_length: 128}
-sft: {max_steps: 1, batch_size: 4, max_length: 128}
-dpo: {max_steps: 1, batch_size: 4, max_length: 128}
+sft: {max_steps: 1, batch_size: 4, max_length: 128, average: {previous: 0.1}}
+dpo: {max_steps: 1, batch_size: 4, max_length: 128, average: {method: greedy}}
 evaluation:
   num_samples: 1
   sources: [{type: hook, recipe: math, num: 30, options: {levels: [1]}}]

@@ -21,7 +21,8 @@ from posttrain.annotation import (
 from posttrain.errors import BadInput
 from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task, split_of
 from posttrain.settings.pipeline import Decontaminate
-from posttrain.settings.plan import Resources, SimulatedAnnotator, Splits
+from posttrain.settings.plan import SimulatedAnnotator, Splits
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import HumanStage
 from posttrain.stages.human import run
 from posttrain.steps.output import Inputs, Output

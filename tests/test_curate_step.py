@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.rows import Candidate, Example, Prompt
 from posttrain.settings.pipeline import Clean, Pipeline
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import CurateStage
 from posttrain.stages.curate import run
 from posttrain.steps.output import Inputs, Output

@@ -17,7 +17,7 @@ from posttrain.ensembles import lower_bounds
 from posttrain.models.chat import load_tokenizer
 from posttrain.rows import Candidate
 from posttrain.scoring import Dialog, RewardScorer
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import ScoreStage
 from posttrain.stages import score
 from posttrain.steps.output import Inputs, Output

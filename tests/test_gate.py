@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from posttrain.errors import GuardFailed
-from posttrain.settings.plan import Gate, Resources
+from posttrain.settings.plan import Gate
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import GateStage
 from posttrain.stages.gate import run
 from posttrain.steps.output import Inputs, Output

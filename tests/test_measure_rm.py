@@ -17,7 +17,7 @@ from posttrain.reward_measures import (
 )
 from posttrain.rows import Preference
 from posttrain.scoring import Dialog, RewardScorer
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.training import RewardSettings
 from posttrain.statistics import wilson
 from posttrain.tables import write_rows

@@ -5,7 +5,10 @@ pytest tests/test_planning.py
 
 from pathlib import Path
 
+import pytest
+
 from posttrain.controller import Run
+from posttrain.errors import BadInput
 from posttrain.steps.run_folder import Identity
 from posttrain.workspace import Workspace
 
@@ -91,3 +94,27 @@ def test_steering_prompts_are_read_where_a_recipe_steers(tmp_path: Path) -> None
     steered = planned(tmp_path, "recipes.maths.system_prompts=[kind]")
     folder = tmp_path / "recipes" / "maths" / "prompts"
     assert steered.steps["round-1/sample"].files["steering:maths"] == folder
+
+
+def test_an_average_may_hold_what_the_round_before_made(tmp_path: Path) -> None:
+    run = planned(tmp_path, "sft.average.previous=0.2", "reward.average.previous=0.5")
+    first, second = (run.steps[f"round-{n}/sft"] for n in (1, 2))
+    assert set(first.inputs) == {"member:a", "member:b"}
+    assert first.settings["weights"] is None
+    assert second.settings["weights"] == pytest.approx({"a": 0.4, "b": 0.4, "previous": 0.2})
+    assert second.inputs["member:previous"] == first
+    reward = run.steps["round-2/rm"]
+    assert reward.settings["weights"] == pytest.approx({"a": 0.25, "b": 0.25, "previous": 0.5})
+    assert run.steps["round-2/dpo"].settings["weights"] is None
+
+
+def test_a_greedy_average_reads_the_dev_prompts(tmp_path: Path) -> None:
+    step = planned(tmp_path, "dpo.average.method=greedy").steps["round-1/dpo"]
+    assert step.function == "posttrain.stages.soup:run"
+    assert set(step.inputs) == {"heldout", "member:a", "member:b"}
+    for wrong, message in {
+        "reward.average.method=greedy": "a reward model takes uniform or weighted",
+        "sft.average={method: greedy, previous: 0.1}": "takes what measures best",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            planned(tmp_path, wrong)

@@ -12,8 +12,9 @@ from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.preference_rows import JudgedRow
 from posttrain.rows import Preference, Strength, split_of
 from posttrain.settings.pipeline import Decontaminate
-from posttrain.settings.plan import FileAnnotator, Resources, Similarity, Splits
+from posttrain.settings.plan import FileAnnotator, Similarity, Splits
 from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import PreferencesStage
 from posttrain.stages import preferences
 from posttrain.steps.output import Inputs, Output

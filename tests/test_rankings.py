@@ -21,7 +21,7 @@ from posttrain.models.chat import load_tokenizer
 from posttrain.rows import Preference
 from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.base import parse
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.training import Lora, RewardSettings
 from posttrain.training.job import Job
 from posttrain.training.rankings import Collator, pick_layout

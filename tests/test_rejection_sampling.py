@@ -20,14 +20,9 @@ from posttrain.responses import Draw, shared_out, temperature_of, waves
 from posttrain.rows import Candidate, Prompt
 from posttrain.settings.base import parse
 from posttrain.settings.engines import SandboxLimits
-from posttrain.settings.plan import (
-    Adaptive,
-    Resources,
-    Sampling,
-    Selection,
-    SyntheticPairs,
-)
+from posttrain.settings.plan import Adaptive, Sampling, Selection, SyntheticPairs
 from posttrain.settings.recipe import RecipeSettings, TemperatureRange
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import SampleStage
 from posttrain.stages import sample, select
 from posttrain.steps.output import Inputs, Output

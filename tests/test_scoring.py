@@ -18,7 +18,7 @@ from posttrain.models.chat import dialog_ids, load_tokenizer, render_dialog
 from posttrain.models.devices import pick_device
 from posttrain.rows import Candidate, Message, Strength
 from posttrain.scoring import Dialog, RewardScorer
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import MeasureRewardStage, ScoreStage
 from posttrain.settings.training import RewardSettings
 from posttrain.stages import measure_reward, score

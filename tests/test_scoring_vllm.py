@@ -20,7 +20,8 @@ from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import context_length
 from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.engines import VllmEngineSettings
-from posttrain.settings.plan import Resources, Scoring
+from posttrain.settings.plan import Scoring
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import ScoreStage
 from posttrain.stages import score
 from posttrain.steps.output import Inputs, Output

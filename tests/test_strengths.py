@@ -5,7 +5,7 @@ from pathlib import Path
 
 from posttrain.preference_rows import strong_preferences
 from posttrain.rows import Preference, Strength
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import DpoStage, RewardStage
 from posttrain.settings.training import DpoSettings, RewardSettings
 from posttrain.stages import dpo, reward

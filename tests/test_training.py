@@ -19,7 +19,7 @@ from posttrain.errors import BadInput, GuardFailed, Preempted
 from posttrain.models.chat import load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
 from posttrain.rows import Example, Preference
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.training import DpoSettings, Lora, RewardSettings, SftSettings
 from posttrain.steps import ending
 from posttrain.training.checkpoints import newest_complete_checkpoint

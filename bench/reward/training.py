@@ -24,7 +24,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from bench.machine import write_result
 from posttrain.models.chat import load_tokenizer
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.settings.training import RewardSettings
 from posttrain.training.arguments import trainer_arguments
 from posttrain.training.job import Job

@@ -19,7 +19,8 @@ from bench.sampling.prompts import tiny_plan, tiny_prompts
 from posttrain.gates import stopped_at
 from posttrain.rows import Candidate, Prompt
 from posttrain.scoring import Dialog, RewardScorer
-from posttrain.settings.plan import Adaptive, Resources
+from posttrain.settings.plan import Adaptive
+from posttrain.settings.resources import Resources
 from posttrain.settings.stages import SampleStage
 from posttrain.stages import sample
 from posttrain.steps.output import Inputs, Output

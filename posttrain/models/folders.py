@@ -241,18 +241,30 @@ def save_model_folder(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     dtype: torch.dtype = torch.bfloat16,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights, configuration, tokenizer and chat template. The model is cast in place.
 
     Generation from the folder ends at every token that ends a turn.
 
+    Args:
+        model: whose weights, configuration and class are written.
+        tokenizer: of the model.
+        out: the folder.
+        dtype: of the weights that are written.
+        state: whole weights by name, where the model itself holds a share of them.
+
     Raises:
         GuardFailed: a weight is NaN or infinite.
     """
-    for name, weights in model.named_parameters():
+    for name, weights in state.items() if state is not None else model.named_parameters():
         if not torch.isfinite(weights).all():
             raise GuardFailed(f"{name} holds NaN or infinity; nothing is written to {out}")
-    model.to(dtype)  # type: ignore[arg-type]
+    if state is None:
+        model.to(dtype)  # type: ignore[arg-type]
+    else:
+        state = {name: weights.to(dtype) for name, weights in state.items()}
+        model.config.dtype = dtype
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.bos_token_id = tokenizer.bos_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
@@ -266,7 +278,8 @@ def save_model_folder(
         )
     out.mkdir(parents=True, exist_ok=True)
     with no_progress_bars():
-        model.save_pretrained(out, max_shard_size=MAX_SHARD_SIZE)
+        whole = None if state is None else dict(state)
+        model.save_pretrained(out, state_dict=whole, max_shard_size=MAX_SHARD_SIZE)
     tokenizer.save_pretrained(out)
 
 

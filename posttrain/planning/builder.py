@@ -19,6 +19,7 @@ from posttrain.settings.stages import (
     AverageStage,
     MeasureMembersStage,
     MeasureStage,
+    SoupStage,
     literals,
 )
 from posttrain.settings.training import TrainingSettings
@@ -38,6 +39,7 @@ VERSIONS = {
     "sft": 2,
     "dpo": 1,
     "average": 1,
+    "soup": 1,
     "sample": 2,
     "score": 2,
     "select": 3,
@@ -46,9 +48,13 @@ VERSIONS = {
     "measure": 1,
     "measure_members": 1,
     "measure_reward": 2,
+    "dials": 1,
     "gate": 2,
     "tasks": 2,
 }
+
+PREVIOUS = "previous"
+"""Name of the member that the round before has made."""
 
 
 @dataclass
@@ -77,7 +83,7 @@ class Builder:
             version=VERSIONS[stage],
             settings=literals(settings),
             circumstances=CIRCUMSTANCES,
-            weights=stage in ("reward", "sft", "dpo", "average"),
+            weights=stage in ("reward", "sft", "dpo", "average", "soup"),
             **parts,
         )
         self.steps[address] = step
@@ -148,13 +154,37 @@ class Builder:
     def average(
         self, address: str, settings: TrainingSettings, members: Mapping[str, Step]
     ) -> Step:
-        """The step that averages a stage's members."""
-        weights = dict(settings.average.weights) if settings.average.method == "weighted" else None
+        """The step that averages a stage's members, if wanted with what it made a round before."""
+        average = settings.average
+        if average.method == "greedy":
+            return self._soup(address, members)
+        weights = dict(average.weights) if average.method == "weighted" else None
+        at, _, stage = address.partition("/")
+        before = self.steps.get(f"round-{int(at.removeprefix('round-')) - 1}/{stage}")
+        if average.previous and before is not None:
+            shares = weights or dict.fromkeys(members, 1.0)
+            whole = sum(shares.values()) / (1 - average.previous)
+            weights = {name: share / whole for name, share in shares.items()}
+            weights[PREVIOUS] = average.previous
+            members = {**members, PREVIOUS: before}
         return self.add(
             address,
             "average",
             AverageStage(members=tuple(members), weights=weights),
             inputs={f"member:{name}": step for name, step in members.items()},
+        )
+
+    def _soup(self, address: str, members: Mapping[str, Step]) -> Step:
+        """The step that averages those members which measure best together on dev."""
+        return self.add(
+            address,
+            "soup",
+            SoupStage(**dict(self._measured()), members=tuple(members)),
+            inputs={
+                "heldout": self.steps["round-0/heldout"],
+                **{f"member:{name}": step for name, step in members.items()},
+            },
+            files={**self.template, **self.hooks()},
         )
 
     def measure(self, address: str, parts: Mapping[str, Any]) -> Step:

@@ -16,6 +16,7 @@ from posttrain.planning.examples import curated, human_rows, max_context, reject
 from posttrain.settings.base import Settings
 from posttrain.settings.plan import Plan, SimulatedAnnotator, Source
 from posttrain.settings.stages import (
+    DialsStage,
     DpoStage,
     GateStage,
     MeasureRewardStage,
@@ -113,6 +114,7 @@ def _round(b: Builder, number: int) -> None:
     measured = b.measure(f"{at}/measure", {"inputs": {"model": last}})
     if plan.evaluation.members:
         b.measure_members(at, _trained(b, at))
+    dials = _dials(b, number, measured, last)
     b.add(
         f"{at}/gate",
         "gate",
@@ -122,7 +124,7 @@ def _round(b: Builder, number: int) -> None:
             candidate=last.address,
             capabilities=tuple(plan.mix),
         ),
-        inputs={"measure": measured, "candidate": last, "before": before},
+        inputs={"measure": measured, "candidate": last, "before": before, "dials": dials},
     )
     if number < len(plan.rounds) and not plan.rounds[number].preferences:
         _tasks(b, number, data.tasks, last, policy)
@@ -206,6 +208,24 @@ def _members(
             f"{at}/{stage}-{name}", stage, one, inputs=dict(inputs), files={**files, **b.template}
         )
     return b.average(f"{at}/{stage}", settings, members)
+
+
+def _dials(b: Builder, number: int, measured: Step, last: Step) -> Step:
+    """The step that sees what training has done to the round's model."""
+    plan, at = b.plan, f"round-{number}"
+    inputs = {"measure": measured, "before": b.steps[f"round-{number - 1}/measure"]}
+    betas: dict[str, float] = {}
+    if plan.dpo.enabled:
+        betas = {name: plan.dpo.variant(name).beta for name in plan.dpo.variants}
+        inputs |= {"candidate": last, "sft": b.steps[f"{at}/sft"]}
+        inputs |= {f"member:dpo-{name}": b.steps[f"{at}/dpo-{name}"] for name in betas}
+    return b.add(
+        f"{at}/dials",
+        "dials",
+        DialsStage(dials=plan.dials, betas=betas),
+        inputs=inputs,
+        files=b.template,
+    )
 
 
 def _trained(b: Builder, at: str) -> dict[str, Step]:

@@ -15,6 +15,16 @@ from posttrain.report.published import Published
 from posttrain.settings.plan import Plan
 
 _STAGES = ("rm", "sft", "dpo")
+DIALS = {
+    "chosen_drop": "chosen responses less likely than under the SFT model, nats (end of DPO)",
+    "margin": "margin of implicit rewards (end of DPO)",
+    "kl": "divergence from the SFT model, nats a sampled response",
+    "kl_per_token": "the same a token",
+    "eos_share": "sampled responses that end by themselves",
+    "length_growth": "their length beside the round before's",
+    "repetition": "their 4-grams that are repeats",
+}
+"""What each dial says."""
 
 
 def by_level(found: Published, plan: Plan) -> dict[str, Any] | None:
@@ -57,6 +67,11 @@ def by_level(found: Published, plan: Plan) -> dict[str, Any] | None:
                 "difference": vars(gap),
             }
     return {"levels": known, "rates": rates, "hardest": hardest}
+
+
+def dials_of(found: Published) -> dict[int, dict[str, Any]]:
+    """Round → dial → its value, its limit and whether it is past it."""
+    return {number: one.metrics["dials"] for number, one in found.of("dials").items()}
 
 
 def members_of(found: Published) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from posttrain.controller import Run
 from posttrain.report import figures
 from posttrain.report.curation import curation_of
 from posttrain.report.figures import Panel
-from posttrain.report.models import by_level, members_of
+from posttrain.report.models import DIALS, by_level, dials_of, members_of
 from posttrain.report.published import Published
 from posttrain.report.summary import rounds
 from posttrain.steps.manifest import Manifest
@@ -91,6 +91,8 @@ def _render(run: Run) -> str:
         provenance=_provenance(found),
         difficulty=by_level(found, run.plan),
         members=members_of(found),
+        dials=dials_of(found),
+        dial_names=DIALS,
         ablations=_ablations(run),
         colours=figures,
     )

@@ -14,11 +14,11 @@ from posttrain.rows import Strength
 from posttrain.settings.base import Settings
 from posttrain.settings.engines import (
     EngineSettings,
-    SandboxLimits,
     TransformersEngineSettings,
     VllmEngineSettings,
 )
 from posttrain.settings.judges import Judge, NoJudge
+from posttrain.settings.resources import Resources
 from posttrain.settings.training import (
     PREFIX_KEEPS_KEYS,
     DpoSettings,
@@ -243,6 +243,31 @@ class Gate(Settings):
     """Guard: how many times as long as the last policy's a mean dev response may be."""
 
 
+DialName = Literal["chosen_drop", "margin", "kl", "eos_share", "length_growth", "repetition"]
+
+
+class Dials(Settings):
+    """What is watched once a round's model is trained: a dial past its limit is flagged.
+
+    Samples are those of the round's measure, on dev prompts. None sets no limit.
+    """
+
+    max_chosen_drop: Annotated[float, Field(gt=0)] | None = 10.0
+    """Nats by which DPO makes chosen responses less likely, at its last steps."""
+    min_margin: float | None = 0.0
+    """Implicit reward by which DPO prefers chosen responses, at its last steps."""
+    max_kl: Annotated[float, Field(gt=0)] | None = 30.0
+    """Nats a sampled response by which the model has left the SFT model it started from."""
+    min_eos_share: Share | None = 0.9
+    """Share of sampled responses that end by themselves."""
+    max_length_growth: Annotated[float, Field(gt=1)] | None = 1.5
+    """How many times as long as the round before's a mean sampled response is."""
+    max_repetition: Share | None = 0.2
+    """Mean share of 4-grams of a sampled response that are repeats."""
+    stop: tuple[DialName, ...] = ()
+    """Dials that end the round past their limit, before the gate."""
+
+
 class Tasks(Settings):
     """Preference tasks for the next round: two responses from two different models."""
 
@@ -266,35 +291,6 @@ class Keep(Settings):
     """Newest averaged SFT models."""
     policy: Annotated[int, Field(ge=1)] = 6
     """Newest averaged DPO models; the promoted one always stays."""
-
-
-class Resources(Settings):
-    """Circumstances: nothing here makes a finished step stale."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast for training; `auto` asks the machine once a run and remembers the answer."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    parallel: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Steps that may run side by side where none needs the other; `auto` is one on a machine with
-    an accelerator, else one a core (for `threads` cores each) up to four."""
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Rows a device takes at a time; None takes the whole batch."""
-    gradient_checkpointing: bool = False
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
-    """Optimizer steps between checkpoints to resume from."""
-    worker: Literal["auto", "shared", "step"] = "auto"
-    """One process for each heavy step, or one shared by a round's steps; `auto` shares only on a
-    machine without an accelerator."""
-    grace_seconds: Annotated[float, Field(ge=0)] = 60.0
-    """What trainings have to write a checkpoint when SIGTERM asks for the machine."""
-    sandbox_workers: Annotated[int, Field(ge=1)] = 2
-    sandbox: SandboxLimits = SandboxLimits()
-    """What one model-written program may use."""
-    min_free_gib: Annotated[float, Field(ge=0)] = 1.0
-    """Disk space that must stay free beside what a step is expected to write."""
-    reject_share: Share = 0.05
-    """Share of malformed input rows past which a step stops."""
 
 
 class Plan(Settings):
@@ -333,6 +329,7 @@ class Plan(Settings):
     sft: SftSettings = SftSettings()
     dpo: DpoSettings = DpoSettings()
     evaluation: Evaluation
+    dials: Dials = Dials()
     gate: Gate = Gate()
     tasks: Tasks = Tasks()
     keep: Keep = Keep()

@@ -12,6 +12,7 @@ from posttrain.settings.judges import Judge
 from posttrain.settings.pipeline import Decontaminate, Pipeline
 from posttrain.settings.plan import (
     Annotator,
+    Dials,
     Evaluation,
     Gate,
     Sampling,
@@ -145,6 +146,12 @@ class MeasureStage(Settings):
     mix: dict[str, float]
 
 
+class SoupStage(MeasureStage):
+    """The members of a stage that measure best together."""
+
+    members: tuple[str, ...]
+
+
 class MeasureMembersStage(MeasureStage):
     """Pass rates of a round's variants and their averages."""
 
@@ -157,6 +164,14 @@ class MeasureRewardStage(Settings):
 
     min_strength: Strength
     scoring: Scoring = Scoring()
+
+
+class DialsStage(Settings):
+    """What a round's training has done to its model, beside limits."""
+
+    dials: Dials
+    betas: dict[str, float]
+    """Of each variant of the DPO; empty where there is none."""
 
 
 class GateStage(Settings):

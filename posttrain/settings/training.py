@@ -26,9 +26,21 @@ class Lora(Settings):
 class Average(Settings):
     """How the members of a stage become one model (section 4.1.5)."""
 
-    method: Literal["uniform", "weighted"] = "uniform"
+    method: Literal["uniform", "weighted", "greedy"] = "uniform"
+    """`greedy` starts with the variant that passes most dev prompts, and lets the others join one
+    by one where the average passes no fewer (arXiv 2203.05482)."""
     weights: dict[VariantName, Annotated[float, Field(ge=0)]] = {}
     """For `weighted`: one weight a variant."""
+    previous: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the model that the same stage made in the round before."""
+
+    @model_validator(mode="after")
+    def _greedy_is_measured(self) -> Self:
+        if self.method == "greedy" and self.previous:
+            raise ValueError(
+                "average.previous: a greedy soup takes what measures best; leave one of the two out"
+            )
+        return self
 
 
 class TrainingSettings(Settings):
@@ -131,6 +143,15 @@ class RewardSettings(TrainingSettings):
                     f"variants.{name}.seed: reward variants share the seed of their random head; "
                     "vary data_seed or hyperparameters"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _averages_without_prompts(self) -> Self:
+        if self.average.method == "greedy":
+            raise ValueError(
+                "reward.average.method: greedy is by the prompts that a policy passes; a reward "
+                "model takes uniform or weighted"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.training.circumstances import keep_books, training_job
 from posttrain.training.dpo import train_dpo
+from posttrain.training.launching import run_training
 
 
 def run(inputs: Inputs, settings: DpoStage, out: Output) -> None:
@@ -19,5 +20,5 @@ def run(inputs: Inputs, settings: DpoStage, out: Output) -> None:
         strong += made
     job = training_job(inputs, out)
     policy = inputs["sft"] / "model"
-    report = train_dpo(policy, strong, out.path / "model", settings.dpo, job)
+    report = run_training(train_dpo, "dpo", policy, strong, out.path / "model", settings.dpo, job)
     keep_books(report, len(strong), out)

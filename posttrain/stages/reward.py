@@ -4,6 +4,7 @@ from posttrain.preference_rows import strong_preferences
 from posttrain.settings.stages import RewardStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.training.circumstances import keep_books, training_job
+from posttrain.training.launching import run_training
 from posttrain.training.reward import train_reward
 
 
@@ -12,5 +13,7 @@ def run(inputs: Inputs, settings: RewardStage, out: Output) -> None:
     folders = inputs.named("preferences:").values()
     strong = strong_preferences(folders, settings.min_strength, out)
     job = training_job(inputs, out)
-    report = train_reward(inputs["base"], strong, out.path / "model", settings.reward, job)
+    report = run_training(
+        train_reward, "reward", inputs["base"], strong, out.path / "model", settings.reward, job
+    )
     keep_books(report, len(strong), out)

@@ -5,6 +5,7 @@ from posttrain.settings.stages import SftStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.training.circumstances import keep_books, training_job
+from posttrain.training.launching import run_training
 from posttrain.training.sft import train_sft
 
 
@@ -12,5 +13,7 @@ def run(inputs: Inputs, settings: SftStage, out: Output) -> None:
     """Write `model/` and the training curve `metrics.jsonl`."""
     rows = load_rows(inputs["examples"] / "train.jsonl", Example)
     job = training_job(inputs, out)
-    report = train_sft(inputs["base"], rows, out.path / "model", settings.sft, job)
+    report = run_training(
+        train_sft, "sft", inputs["base"], rows, out.path / "model", settings.sft, job
+    )
     keep_books(report, len(rows), out)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from pydantic import BaseModel
 
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.tables import Reject, write_json, write_row, write_rows
 from posttrain.workspace import Workspace
 

@@ -143,7 +143,7 @@ class WorkerPool:
             if self._closed:
                 raise StepFailed(f"{job.address}: the command is ending")
             # The trainers of one process would split a batch over every GPU they see.
-            one_device = job.trains and not self._shared
+            one_device = job.trains and not self._shared and job.resources["processes"] == 1
             worker = self._idle.pop() if self._idle else Worker(self._threads, one_device)
             self._busy.append(worker)
             return worker

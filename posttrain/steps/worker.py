@@ -24,7 +24,7 @@ from typing import Any, TextIO, get_type_hints
 
 from posttrain.errors import PosttrainError, Preempted
 from posttrain.settings.base import parse
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 from posttrain.steps import ending
 from posttrain.steps.job import Job
 from posttrain.steps.manifest import (

@@ -10,10 +10,12 @@ from typing import Any
 
 from peft import LoraConfig
 
+from posttrain.errors import BadInput
 from posttrain.models.devices import pick_device
 from posttrain.rows import stable_seed
 from posttrain.settings.training import TrainingSettings
 from posttrain.training.job import Job
+from posttrain.training.ranks import num_ranks
 
 MAX_PLAIN_ATTENTION = 1024
 """Longest row, in tokens, for attention that is not fused."""
@@ -37,6 +39,20 @@ def micro_batch(batch_size: int, limit: int | None) -> int:
     return max(size for size in range(1, limit + 1) if batch_size % size == 0)
 
 
+def own_share(batch_size: int) -> int:
+    """Rows of a batch that fall to one of the training's processes.
+
+    Raises:
+        BadInput: the batch cannot be shared evenly.
+    """
+    if batch_size % num_ranks():
+        raise BadInput(
+            f"batch_size {batch_size} cannot be shared by {num_ranks()} processes "
+            "(resources.processes x resources.machines); make it a multiple"
+        )
+    return batch_size // num_ranks()
+
+
 def steps_limit(settings: TrainingSettings, num_rows: int) -> int:
     """What transformers takes as `max_steps`: -1 unless the settings' limit ends the epochs early.
 
@@ -56,7 +72,8 @@ def trainer_arguments(settings: TrainingSettings, job: Job, num_rows: int) -> di
     never move.
     """
     cpu = on_cpu(job)
-    micro = micro_batch(settings.batch_size, job.resources.micro_batch_size)
+    own = own_share(settings.batch_size)
+    micro = micro_batch(own, job.resources.micro_batch_size)
     return {
         "output_dir": str(job.work),
         "model_init_kwargs": _loading(settings, job),
@@ -64,8 +81,10 @@ def trainer_arguments(settings: TrainingSettings, job: Job, num_rows: int) -> di
         "use_cpu": cpu,
         "bf16": job.precision == "bfloat16",
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch_size // micro,
-        "gradient_checkpointing": job.resources.gradient_checkpointing,
+        "gradient_accumulation_steps": own // micro,
+        # Under FSDP the launcher's own is used, which does not recompute what is gathered.
+        "gradient_checkpointing": job.resources.gradient_checkpointing
+        and job.resources.sharding != "fsdp",
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": SCHEDULES[settings.schedule],
         "warmup_steps": settings.warmup_share,

@@ -23,6 +23,7 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from posttrain.errors import GuardFailed
+from posttrain.likelihood import IGNORED
 from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import context_length
 from posttrain.rows import Preference
@@ -30,6 +31,7 @@ from posttrain.settings.training import DpoSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
+from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
     NUM_LAST_STEPS,
     History,
@@ -41,7 +43,7 @@ from posttrain.training.running import (
     report,
     run,
 )
-from posttrain.training.tokens import IGNORED, TokenRow, dpo_tokens, in_memory
+from posttrain.training.tokens import TokenRow, dpo_tokens, in_memory
 
 Batch = dict[str, torch.Tensor]
 REFERENCE_COLUMNS = ("reference_chosen", "reference_rejected")
@@ -98,14 +100,18 @@ class Dpo(Silent, PairMean, DPOTrainer):
         model = cast(torch.nn.Module, self.model)
         training = model.training
         model.eval()
-        for start in range(0, len(rows), batch_size):
-            part = longest_first[start : start + batch_size]
+        # Each process has a share of them, and tells the others.
+        own = longest_first[self.accelerator.process_index :: self.accelerator.num_processes]
+        found: list[tuple[int, float, float]] = []
+        for start in range(0, len(own), batch_size):
+            part = own[start : start + batch_size]
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in part]))
             with torch.no_grad(), self.accelerator.autocast():
                 sums = (self.log_probs(model, batch) * batch["dpo"][:, 1:]).sum(1)
             chosen, rejected = sums.float().chunk(2)
-            for i, better, worse in zip(part, chosen.tolist(), rejected.tolist(), strict=True):
-                rows[i] |= dict(zip(REFERENCE_COLUMNS, (better, worse), strict=True))
+            found += zip(part, chosen.tolist(), rejected.tolist(), strict=True)
+        for i, better, worse in from_all_ranks(found):
+            rows[i] |= dict(zip(REFERENCE_COLUMNS, (better, worse), strict=True))
         model.train(training)
         return in_memory(rows)
 
@@ -138,7 +144,9 @@ class Dpo(Silent, PairMean, DPOTrainer):
         dpo_loss = -logsigmoid(self.beta * (chosen_ratio - rejected_ratio))
         num_chosen = len(chosen)
         nll = -logps[:num_chosen].sum(1) / target[:num_chosen].sum(1)
-        loss = (dpo_loss + self.nll_weight * nll).sum() / (num_items_in_batch or num_chosen)
+        # Processes average their gradients, and this is a share of a sum.
+        scale = self.accelerator.num_processes / num_items_in_batch if num_items_in_batch else None
+        loss = (dpo_loss + self.nll_weight * nll).sum() * (scale or 1 / num_chosen)
         self._record(
             {
                 "loss/dpo": dpo_loss,
@@ -151,13 +159,13 @@ class Dpo(Silent, PairMean, DPOTrainer):
                 "rewards/accuracies": (chosen_ratio > rejected_ratio).float(),
             }
         )
-        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        self._total_train_tokens += sum_over_ranks(int(inputs["attention_mask"].sum()))
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
     def _record(self, values_B: Mapping[str, torch.Tensor]) -> None:
         for name, values in values_B.items():
-            self._metrics["train"][name].extend(values.detach().float().tolist())
+            self._metrics["train"][name].extend(from_all_ranks(values.detach().float().tolist()))
 
 
 def dpo_trainer(

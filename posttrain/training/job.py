@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from posttrain.settings.plan import Resources
+from posttrain.settings.resources import Resources
 
 Precision = Literal["float32", "bfloat16"]
 Dropped = tuple[str, str]

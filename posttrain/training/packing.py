@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from posttrain.training.tokens import IGNORED
+from posttrain.likelihood import IGNORED
 
 
 @dataclass(frozen=True)

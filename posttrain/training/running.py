@@ -22,6 +22,7 @@ from accelerate.state import (
     AcceleratorState,
     GradientState,
 )
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from transformers import (
     PreTrainedModel,
@@ -44,6 +45,7 @@ from posttrain.steps.ending import patient
 from posttrain.training.arguments import on_cpu
 from posttrain.training.checkpoints import METRICS_FILE, read_state
 from posttrain.training.job import Dropped, Job, TrainingReport
+from posttrain.training.ranks import any_rank, is_main, sum_over_ranks
 from posttrain.training.tokens import TokenRow
 
 NUM_LAST_STEPS = 10
@@ -68,7 +70,7 @@ class Silent:
 
 
 class PairMean:
-    """Hands `compute_loss` the number of pairs of the whole batch, however it is split.
+    """Hands `compute_loss` the number of pairs of the whole batch, over its parts and all ranks.
 
     The Trainer's own division by the number of parts is wrong once the last part is smaller; a
     class that uses this sets `loss_is_scaled_for_ga`.
@@ -77,7 +79,7 @@ class PairMean:
     def _get_num_items_in_batch(
         self, batch_samples: Sequence[Mapping[str, torch.Tensor]], device: torch.device
     ) -> int:
-        return sum(len(batch["input_ids"]) for batch in batch_samples) // 2
+        return sum_over_ranks(sum(len(batch["input_ids"]) for batch in batch_samples) // 2)
 
 
 class Journal(TrainerCallback):
@@ -98,7 +100,8 @@ class Journal(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """After a resume the file may hold steps past the checkpoint: write it anew."""
-        _rewrite(self._file, _steps(state.log_history))
+        if is_main():
+            _rewrite(self._file, _steps(state.log_history))
 
     def on_step_end(
         self,
@@ -109,7 +112,7 @@ class Journal(TrainerCallback):
     ) -> None:
         """Report progress; save and stop where that was asked for."""
         self._progress(state.global_step, state.max_steps)
-        if self.asked_to_end():
+        if any_rank(self.asked_to_end()):
             control.should_save = control.should_training_stop = True
 
     def on_log(
@@ -127,8 +130,9 @@ class Journal(TrainerCallback):
         entry = state.log_history[-1]
         if "loss" not in entry:
             return
-        with self._file.open("a") as stream:
-            stream.write(_line(entry))
+        if is_main():
+            with self._file.open("a") as stream:
+                stream.write(_line(entry))
         if not math.isfinite(float(entry["loss"])):
             raise GuardFailed(
                 f"the loss is {entry['loss']} at step {entry['step']}; lower the learning rate, "
@@ -201,13 +205,14 @@ def run(
         if saved["global_step"] >= saved["max_steps"]:
             # Resumed, the Trainer would take one more step where max_steps cuts an epoch short.
             trainer._load_from_checkpoint(str(checkpoint))
-            _rewrite(job.work / METRICS_FILE, history)
+            if is_main():
+                _rewrite(job.work / METRICS_FILE, history)
             return history
         # TRL counts tokens from zero after a resume.
         trainer._total_train_tokens = int(history[-1]["num_tokens"])
     with patient() as journal.asked_to_end:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        asked = journal.asked_to_end()
+        asked = any_rank(journal.asked_to_end())
     state = trainer.state
     if state.global_step < state.max_steps and asked:
         raise Preempted(
@@ -220,12 +225,18 @@ def run(
 
 
 def publish(trainer: OurTrainer, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the trained model, adapters merged, as bfloat16."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    """Write the trained model, adapters merged, as bfloat16; sharded weights are gathered first."""
+    accelerator = trainer.accelerator
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    # Every process has to take part in this.
+    state = accelerator.get_state_dict(trainer.model) if sharded else None
+    if not is_main():
+        return
+    model: Any = accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     assert isinstance(model, PreTrainedModel)
-    save_model_folder(model, tokenizer, out)
+    save_model_folder(model, tokenizer, out, state=state)
 
 
 def report(history: History, num_rows: int, dropped: list[Dropped]) -> TrainingReport:

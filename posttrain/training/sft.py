@@ -21,6 +21,7 @@ from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.packing import PackedBatches
+from posttrain.training.ranks import sum_over_ranks
 from posttrain.training.running import (
     Silent,
     identity_of,
@@ -49,7 +50,7 @@ class _Sft(Silent, SFTTrainer):
         )
         positions = inputs["position_ids"]
         # Padding has position 0, and each dialog one token of position 0 and one of position 1.
-        tokens = int((positions > 0).sum() + (positions == 1).sum())
+        tokens = sum_over_ranks(int((positions > 0).sum() + (positions == 1).sum()))
         self._total_train_tokens = before + tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss

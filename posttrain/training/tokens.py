@@ -15,12 +15,10 @@ from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.errors import BadInput, GuardFailed
+from posttrain.likelihood import IGNORED
 from posttrain.models.chat import Rendered, render_dialog, render_prompt
-from posttrain.rows import Example, Message, Preference, stable_seed
+from posttrain.rows import Example, Message, Preference, Tools, stable_seed
 from posttrain.training.job import Dropped
-
-IGNORED = -100
-"""The label of a token that is no target."""
 
 TokenRow = dict[str, np.ndarray[Any, np.dtype[np.int32]]]
 """Arrays, since a list of numbers takes nine times the memory."""
@@ -47,6 +45,19 @@ def sft_tokens(
         labels = [token if target else IGNORED for token, target in marked]
         kept += [{"input_ids": _array(rendered.input_ids), "labels": _array(labels)}] * row.repeat
     return _some(kept, dropped, len(rows))
+
+
+def response_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None
+) -> TokenRow:
+    """`input_ids` and `labels` of a dialog of which the last turn alone is a target."""
+    num_prompt = len(render_prompt(tokenizer, messages[:-1], tools))
+    rendered = render_dialog(tokenizer, messages, tools)
+    marked = enumerate(zip(rendered.input_ids, rendered.target_mask, strict=True))
+    labels = [
+        token if target and place >= num_prompt else IGNORED for place, (token, target) in marked
+    ]
+    return {"input_ids": _array(rendered.input_ids), "labels": _array(labels)}
 
 
 def reward_tokens(
