@@ -24,6 +24,7 @@ from posttrain.dedup import Removal, semantic_dedup
 from posttrain.dedup.contract import Vectors, check_vectors
 from posttrain.dedup.equal import equal_rows
 from posttrain.dedup.minhash import band_keys, near_copies, shingles
+from posttrain.dedup.prefixes import SharedPrefixes
 from posttrain.dedup.words import Hashes
 from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
@@ -200,10 +201,13 @@ def _embedded(
     rows = sorted(order)
     vectors_ND: Vectors | None = None
     truncated: set[int] = set()
+    shared = SharedPrefixes()
+    for row in rows:
+        shared.add(found.text(row))
     with progress("embedding", "rows") as told:
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             part = rows[start : start + TEXTS_AT_ONCE]
-            embedded = embedder.embed([found.text(row) for row in part])
+            embedded = embedder.embed([shared.without(found.text(row)) for row in part])
             if vectors_ND is None:
                 width = embedded.vectors_ND.shape[1]
                 # Rows that went before are never looked at; any unit vector will do.

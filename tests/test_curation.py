@@ -17,6 +17,7 @@ from posttrain.curation.curate import curate
 from posttrain.curation.decontaminate import held_out_in, index_heldout, worth_a_look
 from posttrain.curation.mix import target_sizes
 from posttrain.curation.topics import read_topics
+from posttrain.dedup.prefixes import SharedPrefixes
 from posttrain.embedding import Embedded, Embedder, embedder_folder
 from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import Grade
@@ -403,6 +404,36 @@ def test_minilm_finds_a_reworded_sum_and_keeps_different_ones(tmp_path: Path) ->
     settings = pipeline("semantic_dedup", dedup={"threshold": 0.99})
     curated = curate(rows, settings, tools(embed=embedder.embed))
     assert {d.id: d.extra["keeper"] for d in curated.dropped} == {"reworded": "kept"}
+
+
+PREAMBLE = (
+    "You will be given a question about the library's catalogue. Read it twice, think about what "
+    "the reader wants, and answer in one sentence without repeating the question. " * 6
+)
+
+
+def test_a_beginning_that_many_rows_share_does_not_make_them_duplicates(tmp_path: Path) -> None:
+    embedder = Embedder(embedder_folder("minilm", tmp_path), tmp_path)
+    given = tools(embed=embedder.embed)
+    asked = ["Who wrote Faust?", "How tall is a giraffe?", "Which river flows through Rome?"]
+    texts = [f"{PREAMBLE}\n{asked[i % 3]} ({'abcdefghij'[i // 3] * 4})" for i in range(30)]
+    rows = [Scored(example(text, "x", id=f"r{i:02}")) for i, text in enumerate(texts)]
+    settings = pipeline("semantic_dedup", dedup={"threshold": 0.95, "max_loss": 1.0})
+    assert len(curate(rows, settings, given).kept) > 20
+    # Of few rows a common beginning is what may make them duplicates, and is looked at.
+    assert len(curate(rows[:6], settings, given).kept) <= 3
+
+
+def test_only_long_beginnings_of_many_texts_are_left_out() -> None:
+    shared = SharedPrefixes()
+    texts = [f"{PREAMBLE}\nsame line\nown {i}\nmore" for i in range(25)]
+    for text in [*texts, *["short\nline"] * 30, *[f"{PREAMBLE}\nother {i}" for i in range(3)]]:
+        shared.add(text)
+    assert shared.without(texts[7]) == "own 7\nmore"
+    assert shared.without(f"{PREAMBLE}\nother 1") == "other 1"
+    assert shared.without("short\nline") == "short\nline"
+    assert shared.without(f"{PREAMBLE}\n  ") == f"{PREAMBLE}\n  "
+    assert shared.without("another text") == "another text"
 
 
 # Filters of one's own

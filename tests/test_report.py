@@ -152,7 +152,23 @@ def _curate(step: Step, folder: Path) -> dict[str, Any]:
         "dropped": {f"bad {HOSTILE}": 34},
         "changed": {"strip_emoji": 17, "idle_rule": 0},
     }
-    return {"metrics": {"mix": {"math": share}}, "funnel": [part]}
+    counts = {"reward": 111, "judge": 222, "both": 77, "union": 256, "human": 33}
+    quality = {"math": {**counts, "without_score": 5, "without_grade": 9}}
+    near = {
+        "capability": {"math": {"rows": 1111, "loss": 0.0123}},
+        "source": {f"forum {HOSTILE}": {"rows": 44, "loss": 0.25}},
+        "truncated": {"math": 17},
+    }
+    notes = {"quality": quality, "semantic_dedup": near}
+    return {"metrics": {"mix": {"math": share}, "notes": notes}, "funnel": [part]}
+
+
+def _dials(step: Step, folder: Path) -> dict[str, Any]:
+    dials = {
+        "kl": {"value": 45.67, "least": None, "most": 30.0, "past": True},
+        "eos_share": {"value": 0.987, "least": 0.9, "most": None, "past": False},
+    }
+    return {"metrics": {"dials": dials}}
 
 
 WRITERS: Mapping[str, Callable[[Step, Path], dict[str, Any]]] = {
@@ -163,6 +179,7 @@ WRITERS: Mapping[str, Callable[[Step, Path], dict[str, Any]]] = {
     "gate": _gate,
     "bootstrap": _train,
     "curate": _curate,
+    "dials": _dials,
 }
 
 
@@ -275,6 +292,17 @@ def test_every_rounds_numbers_are_there(whole: Run) -> None:
 def test_the_reward_model_is_shown_by_group_with_what_length_alone_would_reach(whole: Run) -> None:
     page = _page(whole)
     section = page.partition('<h2 id="reward">')[2].partition("<h2 ")[0]
+    for text in (
+        "≤ 30",
+        "45.7 !",
+        "0.987",
+        "1,111",
+        "1.2 %",
+        "25.0 %",
+        "256",
+        "This plan has no judge",
+    ):
+        assert text in page
     for text in ("52.3 %", "52.4 %", "22.3 %", "53.3 %", "35.5 %", "0.1234", "-0.4321", "0.25"):
         assert text in section
     assert f"code {HOSTILE}" not in section

@@ -17,6 +17,7 @@ from posttrain.curation.contract import CurationTools, Dropped, Row, StepResult,
 from posttrain.dedup import Removal, semantic_dedup
 from posttrain.dedup.equal import equal_rows
 from posttrain.dedup.minhash import near_copies, shingles
+from posttrain.dedup.prefixes import SharedPrefixes
 from posttrain.dedup.words import Hashes
 from posttrain.embedding import Embedded, dialog_text
 from posttrain.errors import BadInput, StepFailed
@@ -89,7 +90,10 @@ def drop_near(rows: Sequence[Row], settings: Dedup, tools: CurationTools) -> Ste
     result = StepResult([], [], {}, {})
     truncated: Counter[str] = Counter()
     for capability, ranked in _by_capability(rows, settings.earlier):
-        embedded = embedded_rows(ranked, tools.embed)
+        shared = SharedPrefixes()
+        for row in ranked:
+            shared.add(dialog_text(row.example.messages))
+        embedded = embedded_rows(ranked, tools.embed, shared)
         removals = semantic_dedup(
             embedded.vectors_ND,
             range(len(ranked)),
@@ -148,12 +152,17 @@ def _check_losses(notes: Mapping[str, Mapping[str, Mapping[str, float]]], settin
                 )
 
 
-def embedded_rows(rows: Sequence[Row], embed: Callable[[Sequence[str]], Embedded]) -> Embedded:
-    """Vectors of rows, whose texts are in memory a part at a time."""
+def embedded_rows(
+    rows: Sequence[Row],
+    embed: Callable[[Sequence[str]], Embedded],
+    shared: SharedPrefixes | None = None,
+) -> Embedded:
+    """Vectors of rows, whose texts are in memory a part at a time, less what many begin with."""
     parts = []
     for start in range(0, len(rows), TEXTS_AT_ONCE):
         part = rows[start : start + TEXTS_AT_ONCE]
         texts = [dialog_text(row.example.messages) for row in part]
+        texts = [shared.without(text) for text in texts] if shared else texts
         embedded = embed(texts)
         if not len(embedded.vectors_ND) == len(embedded.truncated_N) == len(texts):
             raise BadInput(
