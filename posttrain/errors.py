@@ -49,3 +49,10 @@ class Preempted(PosttrainError):
     """The machine asked for itself back; the same command continues (exit code 75)."""
 
     exit_code = 75
+
+
+def from_name(kind: str, message: str) -> PosttrainError:
+    """The exception of that name, as another process told it; StepFailed if it is none of ours."""
+    found = globals().get(kind)
+    is_ours = isinstance(found, type) and issubclass(found, PosttrainError)
+    return found(message) if is_ours and found is not None else StepFailed(message)

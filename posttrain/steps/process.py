@@ -19,8 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from posttrain import errors
-from posttrain.errors import PosttrainError, Preempted, StepFailed
+from posttrain.errors import Preempted, StepFailed, from_name
 from posttrain.steps import guard
 from posttrain.steps.job import Job
 
@@ -63,7 +62,9 @@ class Worker:
                 if answer["event"] == "error":
                     message = str(answer["message"])
                     named = message.startswith(job.address)
-                    raise _error(answer["kind"], message if named else f"{job.address}: {message}")
+                    raise from_name(
+                        answer["kind"], message if named else f"{job.address}: {message}"
+                    )
                 on_progress(answer["done"], answer["total"])
         except BrokenPipeError:
             pass
@@ -197,12 +198,6 @@ def _environment(threads: int, one_device: bool) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
     }
-
-
-def _error(kind: str, message: str) -> PosttrainError:
-    found = vars(errors).get(kind)
-    is_ours = isinstance(found, type) and issubclass(found, PosttrainError)
-    return found(message) if is_ours and found is not None else StepFailed(message)
 
 
 def _last_words(job: Job, status: int) -> str:

@@ -22,8 +22,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from posttrain import errors
-from posttrain.errors import BadInput, PosttrainError, Preempted, StepFailed
+from posttrain.errors import BadInput, Preempted, StepFailed, from_name
 from posttrain.settings.resources import Resources
 from posttrain.settings.training import TrainingSettings
 from posttrain.steps.ending import patient
@@ -196,7 +195,7 @@ def _answer(order: Order, log: Path) -> TrainingReport:
     for path in sorted(order.folder.glob("error-*.json")):
         error = read_json(path)
         if error["kind"] != Preempted.__name__ or not (order.folder / REPORT).is_file():
-            raise _error(str(error["kind"]), str(error["message"]))
+            raise from_name(str(error["kind"]), str(error["message"]))
     if (order.folder / REPORT).is_file():
         report = read_json(order.folder / REPORT)
         dropped = [(str(row_id), str(reason)) for row_id, reason in report["dropped"]]
@@ -204,12 +203,6 @@ def _answer(order: Order, log: Path) -> TrainingReport:
     tail = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
     lines = ["its processes ended without an answer:", *(f"  | {line}" for line in tail)]
     raise StepFailed("\n".join(lines))
-
-
-def _error(kind: str, message: str) -> PosttrainError:
-    found = vars(errors).get(kind)
-    is_ours = isinstance(found, type) and issubclass(found, PosttrainError)
-    return found(message) if is_ours and found is not None else StepFailed(message)
 
 
 def _head(resources: Resources) -> str:
