@@ -16,7 +16,7 @@ from posttrain.generation import Engine
 from posttrain.recipes import StepHandle, evaluate_all, open_recipes, verify_all
 from posttrain.responses import Asked, Draw, candidates_of, plain_requests
 from posttrain.rows import Candidate, Prompt
-from posttrain.sampling.service import open_engine
+from posttrain.sampling.service import KeptEngine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.stages import MeasureStage
 from posttrain.statistics import mean_interval, stratified_mean
@@ -46,24 +46,25 @@ def measure_model(
     name: str,
     splits: Sequence[str],
     modes: Sequence[Mode],
+    kept: KeptEngine | None = None,
 ) -> tuple[dict[str, Any], list[Candidate]]:
     """Rates (split → mode → capability or `all`, `measures`, `lengths`) and every response.
 
-    `name` is that of the input which holds the model, a step's folder or a checkpoint.
+    `name` is that of the input which holds the model, a step's folder or a checkpoint. Several
+    models share an engine that the caller closes.
 
     Raises:
         EngineFailed: the engine cannot answer.
     """
     held_out = {s: load_rows(inputs["heldout"] / f"{s}.jsonl", Prompt) for s in splits}
     model = inputs[name] / "model" if (inputs[name] / "model").is_dir() else inputs[name]
-    engine = open_engine(
-        settings.sampling.engine, model, inputs.paths.get("template"), inputs.resources.device
-    )
+    own = kept or engine_of(inputs, settings)
     try:
         shards = "shards" if name == "model" else f"shards-{name.partition(':')[2]}"
-        answered = _answers(engine, held_out, modes, settings, out, shards)
+        answered = _answers(own.holding(model), held_out, modes, settings, out, shards)
     finally:
-        engine.close()
+        if kept is None:
+            own.close()
     recipes = open_recipes(inputs.workspace, settings.recipes)
     handle = StepHandle(inputs.resources.sandbox, settings.seed)
     rates: dict[str, Any] = {}
@@ -84,6 +85,12 @@ def measure_model(
             for row, prompt in judged
         ]
     return rates, rows
+
+
+def engine_of(inputs: Inputs, settings: MeasureStage) -> KeptEngine:
+    """The engine of a step that measures."""
+    template, device = inputs.paths.get("template"), inputs.resources.device
+    return KeptEngine(settings.sampling.engine, template, device)
 
 
 def _answers(

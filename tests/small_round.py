@@ -28,7 +28,9 @@ rounds:
   - prompts: [{type: hook, recipe: math, num: 24, options: {levels: [1]}}]
 reward: {max_steps: 1, batch_size: 4, max_length: 128}
 sft: {max_steps: 1, batch_size: 4, max_length: 128, average: {previous: 0.1}}
-dpo: {max_steps: 1, batch_size: 4, max_length: 128, average: {method: greedy}}
+dpo:
+  {max_steps: 1, warmup_share: 0, learning_rate: 1e-3, batch_size: 4, max_length: 128,
+   average: {method: greedy}}
 evaluation:
   num_samples: 1
   sources: [{type: hook, recipe: math, num: 30, options: {levels: [1]}}]

@@ -47,6 +47,7 @@ def test_the_dials_of_a_round_are_what_its_models_say(run: Path) -> None:
     policy, reference = map(load_causal, folders)
     gaps = [log_prob(policy, tokenizer, r) - log_prob(reference, tokenizer, r) for r in rows]
     assert dials["kl"]["value"] == pytest.approx(fmean(gaps), abs=1e-3)
+    assert abs(fmean(gaps)) > 0.01
     trained = [read(run, f"round-1/dpo-{name}/manifest.json")["metrics"] for name in "ab"]
     drop = max(-one["rewards/chosen"] / 0.1 for one in trained)
     assert dials["chosen_drop"]["value"] == pytest.approx(drop)

@@ -41,3 +41,31 @@ def open_engine(
     if isinstance(settings, OpenAIEngineSettings):
         return OpenAIEngine(model, settings, template)
     return VllmEngine(model, settings, template)
+
+
+class KeptEngine:
+    """One engine for several models, one after another: its start takes longer than new weights."""
+
+    def __init__(
+        self, settings: EngineSettings, template: Path | None, device: Device = "auto"
+    ) -> None:
+        """Opens nothing yet; see `open_engine`."""
+        self._settings, self._template, self._device = settings, template, device
+        self._engine: Engine | None = None
+
+    def holding(self, model: Path) -> Engine:
+        """The engine with a model's weights; what it cached of others is forgotten.
+
+        Raises:
+            BadInput, StepFailed: see `open_engine` and `Engine.reload`.
+        """
+        if self._engine is None:
+            self._engine = open_engine(self._settings, model, self._template, self._device)
+        else:
+            self._engine.reload(model)
+        return self._engine
+
+    def close(self) -> None:
+        """Give the engine back, if it was ever opened."""
+        if self._engine is not None:
+            self._engine.close()

@@ -91,7 +91,7 @@ def _of_trainings(inputs: Inputs, betas: Mapping[str, float]) -> dict[str, float
         name: read_json(inputs[f"member:dpo-{name}"] / "manifest.json")["metrics"] for name in betas
     }
     return {
-        "chosen_drop": max(-found[n]["rewards/chosen"] / beta for n, beta in betas.items()),
+        "chosen_drop": max(0.0 - found[n]["rewards/chosen"] / beta for n, beta in betas.items()),
         "margin": min(one["rewards/margins"] for one in found.values()),
     }
 

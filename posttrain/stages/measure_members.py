@@ -3,7 +3,11 @@
 For the report; nothing is decided by it.
 """
 
-from posttrain.measuring import GREEDY, measure_model
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+from posttrain.measuring import GREEDY, engine_of, measure_model
 from posttrain.settings.stages import MeasureMembersStage
 from posttrain.steps.output import Inputs, Output
 
@@ -11,12 +15,19 @@ from posttrain.steps.output import Inputs, Output
 def run(inputs: Inputs, settings: MeasureMembersStage, out: Output) -> None:
     """Write `rates.json` (model → capability or `all` → rate)."""
     rates = {}
-    for model in settings.models:
-        measured, _ = measure_model(inputs, settings, out, f"model:{model}", ("dev",), (GREEDY,))
-        rates[model] = {
-            name: rate
-            for name, rate in measured["dev"]["greedy"].items()
-            if name not in ("measures", "lengths")
-        }
+    with closing(engine_of(inputs, settings)) as engine:
+        for model in settings.models:
+            measured, _ = measure_model(
+                inputs, settings, out, f"model:{model}", ("dev",), (GREEDY,), engine
+            )
+            rates[model] = _shown(measured)
     out.write_json("rates", rates)
     out.metrics(members=rates)
+
+
+def _shown(measured: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: rate
+        for name, rate in measured["dev"]["greedy"].items()
+        if name not in ("measures", "lengths")
+    }

@@ -28,7 +28,7 @@ from posttrain.responses import (
     waves,
 )
 from posttrain.rows import Candidate, Prompt
-from posttrain.sampling.service import open_engine
+from posttrain.sampling.service import KeptEngine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.stages import SampleStage
@@ -82,12 +82,14 @@ class _Sampler:
             resources.sandbox_workers,
             self.inputs.machine.parent / VERDICTS,
         )
+        template = self.inputs.paths.get("template")
+        self._kept = KeptEngine(self.settings.sampling.engine, template, resources.device)
         self._engine: Engine | None = None
         self._scorer: RewardScorer | None = None
         if adaptive is not None and adaptive.target is not None:
             self._scorer = RewardScorer(
                 self.inputs["reward"] / "model",
-                self.inputs.paths.get("template"),
+                template,
                 device=pick_device(resources.device),
             )
 
@@ -100,15 +102,15 @@ class _Sampler:
             folder, model = self._model(name)
             if "template" not in self.inputs.paths and "policy" in self.inputs.paths:
                 check_same_template(folder, self._model("policy")[0], "chat.template")
-            self._load(folder)
+            self._engine = self._kept.holding(folder)
             forbidden = control_tokens(load_tokenizer(folder))
             yield from self._in_waves(mine, name, model, forbidden)
 
     def close(self) -> None:
         """Give engine and reward model back."""
-        for one in (self._engine, self._scorer):
-            if one is not None:
-                one.close()
+        self._kept.close()
+        if self._scorer is not None:
+            self._scorer.close()
 
     def _policy_of(self, capability: str) -> str:
         """The input that holds the model to sample a capability from."""
@@ -122,17 +124,6 @@ class _Sampler:
         if not manifest.is_file():
             return folder, name
         return folder / "model", str(read_json(manifest)["address"])
-
-    def _load(self, folder: Path) -> None:
-        if self._engine is not None:
-            self._engine.reload(folder)
-            return
-        self._engine = open_engine(
-            self.settings.sampling.engine,
-            folder,
-            self.inputs.paths.get("template"),
-            self.inputs.resources.device,
-        )
 
     def _readable(self, rows: Sequence[Candidate], forbidden: Sequence[str]) -> Iterator[Candidate]:
         """The rows that can be read again; all are counted."""

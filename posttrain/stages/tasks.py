@@ -5,6 +5,7 @@ the task's id, so that nobody can tell a model by its side.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.prompt_sources import gather_prompts
 from posttrain.responses import CONTROL_TOKEN, Draw, contains_any, plain_requests
 from posttrain.rows import Message, Prompt, Task, content_id, stable_seed
-from posttrain.sampling.service import open_engine
+from posttrain.sampling.service import KeptEngine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.stages import TasksStage
 from posttrain.steps.manifest import WORK
@@ -29,9 +30,11 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
     prompts.sort(key=lambda p: content_id(p.id))
     pairs = _pairs(inputs, settings)
     answers: dict[tuple[str, str], str] = {}
-    for model in sorted({model for pair in pairs for model in pair}):
-        mine = [p for p, pair in zip(prompts, cycle(pairs), strict=False) if model in pair]
-        answers.update(_answers(inputs, settings, out, model, mine))
+    template, device = inputs.paths.get("template"), inputs.resources.device
+    with closing(KeptEngine(settings.sampling.engine, template, device)) as engine:
+        for model in sorted({model for pair in pairs for model in pair}):
+            mine = [p for p, pair in zip(prompts, cycle(pairs), strict=False) if model in pair]
+            answers.update(_answers(inputs, settings, out, model, mine, engine))
     tasks = []
     for prompt, (first, second) in zip(prompts, cycle(pairs), strict=False):
         if stable_seed(settings.seed, prompt.id) % 2:
@@ -69,31 +72,26 @@ def _pairs(inputs: Inputs, settings: TasksStage) -> list[tuple[str, str]]:
 
 
 def _answers(
-    inputs: Inputs, settings: TasksStage, out: Output, model: str, prompts: Sequence[Prompt]
+    inputs: Inputs,
+    settings: TasksStage,
+    out: Output,
+    model: str,
+    prompts: Sequence[Prompt],
+    engine: KeptEngine,
 ) -> dict[tuple[str, str], str]:
     draw = Draw(stable_seed(settings.seed, "tasks", _address(inputs[model])), settings.round)
     asked = plain_requests(
         prompts, settings.recipes, draw, n=1, temperature=settings.tasks.temperature
     )
     folder = inputs[model] / "model"
-    engine = open_engine(
-        settings.sampling.engine,
-        folder if folder.is_dir() else inputs[model],
-        inputs.paths.get("template"),
-        inputs.resources.device,
+    answered = generate_in_shards(
+        engine.holding(folder if folder.is_dir() else inputs[model]),
+        [one.request for one in asked],
+        settings.sampling.shard_size,
+        out.path / WORK / model.replace(":", "-"),
+        out.progress,
     )
-    try:
-        shards = out.path / WORK / model.replace(":", "-")
-        answered = generate_in_shards(
-            engine,
-            [one.request for one in asked],
-            settings.sampling.shard_size,
-            shards,
-            out.progress,
-        )
-        return {(model, request.id): samples[0].text for request, samples in answered}
-    finally:
-        engine.close()
+    return {(model, request.id): samples[0].text for request, samples in answered}
 
 
 def _task(
