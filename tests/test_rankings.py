@@ -360,7 +360,7 @@ def test_two_processes_train_what_one_trains(layout: str, base: Path, tmp_path: 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["ACCELERATE_USE_CPU"] = "true"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, how, size in (("one", [], 8), ("two", launch, 4)):
+    for name, how, size in (("one", [], 8), ("two", launch, 8)):
         (tmp_path / name).mkdir()
         command = [sys.executable, *how, str(script), str(base), str(tmp_path / name), layout]
         ended = subprocess.run(

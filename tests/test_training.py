@@ -208,8 +208,8 @@ def test_lora_is_merged_into_a_whole_model(kind: str, base: Path, tmp_path: Path
 def test_results_do_not_depend_on_the_micro_batch(
     kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_float32(model: Any, tokenizer: Any, out: Path) -> None:
-        save_model_folder(model, tokenizer, out, torch.float32)
+    def save_float32(model: Any, tokenizer: Any, out: Path, state: Any = None) -> None:
+        save_model_folder(model, tokenizer, out, torch.float32, state)
 
     # The published bfloat16 would hide, or blow up, differences of this size.
     monkeypatch.setattr("posttrain.training.running.save_model_folder", save_float32)

@@ -85,6 +85,7 @@ class Output:
     def drop(self, row_id: str, reason: str, **details: Any) -> None:
         """Record a dropped row in the side table `dropped.jsonl`."""
         if self._dropped is None:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._dropped = (self.path / DROPPED).open("w", encoding="utf-8")
         write_row(self._dropped, {"id": row_id, "reason": reason, **details})
         self._num_dropped += 1
