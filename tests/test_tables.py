@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from posttrain import tables
 from posttrain.errors import BadInput
 from posttrain.rows import Example, Preference, Prompt
 from posttrain.tables import load_rows, read_json, read_table, write_json, write_rows
@@ -291,3 +292,27 @@ def test_json_that_is_no_object_is_bad_input(tmp_path: Path, content: str) -> No
     path.write_text(content, encoding="latin-1")
     with pytest.raises(BadInput, match=r"value\.json: "):
         read_json(path)
+
+
+def test_a_giant_row_is_refused_by_its_size_and_those_after_it_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "LARGEST_ROW", 1 << 20)
+    path = tmp_path / "rows.jsonl"
+    small = {
+        "messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+    }
+    giant = {
+        "messages": [*small["messages"][:1], {"role": "assistant", "content": "x" * (5 << 20)}]
+    }
+    rows = [{"id": "a", **small}, {"id": "b", **giant}, {"id": "c", **small}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = read_table(path, Example)
+    assert [row.id for row in table.rows] == ["a", "c"]
+    (reject,) = table.rejects
+    assert (reject.line, reject.reason) == (2, "a row of more than 1 MiB")
+    assert len(reject.excerpt) <= 300
+    offsets = [offset for offset, _, _ in tables.json_file_lines(path)]
+    with path.open("rb") as file:
+        file.seek(offsets[2])
+        assert json.loads(file.readline())["id"] == "c"
