@@ -305,7 +305,10 @@ def test_a_giant_row_is_refused_by_its_size_and_those_after_it_are_read(
     giant = {
         "messages": [*small["messages"][:1], {"role": "assistant", "content": "x" * (5 << 20)}]
     }
-    rows = [{"id": "a", **small}, {"id": "b", **giant}, {"id": "c", **small}]
+    rows = [
+        {"id": name, "capability": "math", **one}
+        for name, one in zip("abc", (small, giant, small), strict=True)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = read_table(path, Example)
     assert [row.id for row in table.rows] == ["a", "c"]
