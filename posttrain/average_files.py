@@ -41,6 +41,18 @@ def average_files(settings: AverageSettings, out: Path) -> dict[str, Any]:
     model, work = partial / "model", partial / "work"
     shutil.rmtree(model, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
+    try:
+        summary = _averaged(settings, model, work)
+        os.replace(model, out)
+    finally:
+        # What a soup has measured is kept for the next try; nothing else is of use.
+        shutil.rmtree(model, ignore_errors=True)
+        if out.exists() or not work.exists():
+            shutil.rmtree(partial)
+    return summary
+
+
+def _averaged(settings: AverageSettings, model: Path, work: Path) -> dict[str, Any]:
     members, measures = list(settings.members), {}
     if settings.method == "greedy":
         names = {f"{place:02}": member for place, member in enumerate(settings.members)}
@@ -64,8 +76,6 @@ def average_files(settings: AverageSettings, out: Path) -> dict[str, Any]:
         **({"nll": measures} if measures else {}),
     }
     (model / CARD).write_text(_card(summary))
-    os.replace(model, out)
-    shutil.rmtree(partial)
     return summary
 
 

@@ -285,6 +285,9 @@ def test_the_average_command(members: list[Path], tmp_path: Path) -> None:
     card = (tmp_path / "out/README.md").read_text()
     assert f"base_model:\n- {one}\n- {two}\n" in card
     assert not (tmp_path / "out.partial").exists()
+    gone = str(tmp_path / "gone")
+    assert posttrain("average", one, gone, "--out", str(tmp_path / "x")).code == 2
+    assert not list(tmp_path.glob("x*"))
     for words, message in {
         (one, two, "--out", str(tmp_path / "out")): "already there",
         (one, one, "--out", "x"): "a member is named twice",

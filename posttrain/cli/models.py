@@ -173,7 +173,7 @@ def average_command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Average models' weights, streamed: summed in float32, divided once, rounded once."""
+    """Average models' weights, streamed: summed in float64, divided once, rounded once."""
     implied = "weighted" if weights else "greedy" if dev else "uniform"
     settings = from_options(
         AverageSettings,
