@@ -2,7 +2,8 @@
 
 Knows engines, recipes and shards; which models, splits and modes are measured is a stage's affair.
 
-    rates, rows = measure_model(inputs, settings, out, "model", ("dev",), (GREEDY,))
+    with closing(engine_of(inputs, settings)) as engine:
+        rates, rows = measure_model(inputs, settings, out, "model", ("dev",), (GREEDY,), engine)
     rates["dev"]["greedy"]["all"]      # {"value": 0.71, "low": 0.66, "high": 0.76, "num": 190}
 """
 
@@ -46,25 +47,20 @@ def measure_model(
     name: str,
     splits: Sequence[str],
     modes: Sequence[Mode],
-    kept: KeptEngine | None = None,
+    engine: KeptEngine,
 ) -> tuple[dict[str, Any], list[Candidate]]:
     """Rates (split → mode → capability or `all`, `measures`, `lengths`) and every response.
 
-    `name` is that of the input which holds the model, a step's folder or a checkpoint. Several
-    models share an engine that the caller closes.
+    `name` is that of the input which holds the model, a step's folder or a checkpoint. The caller
+    closes the engine, which it may use for several models.
 
     Raises:
         EngineFailed: the engine cannot answer.
     """
     held_out = {s: load_rows(inputs["heldout"] / f"{s}.jsonl", Prompt) for s in splits}
     model = inputs[name] / "model" if (inputs[name] / "model").is_dir() else inputs[name]
-    own = kept or engine_of(inputs, settings)
-    try:
-        shards = "shards" if name == "model" else f"shards-{name.partition(':')[2]}"
-        answered = _answers(own.holding(model), held_out, modes, settings, out, shards)
-    finally:
-        if kept is None:
-            own.close()
+    shards = "shards" if name == "model" else f"shards-{name.partition(':')[2]}"
+    answered = _answers(engine.holding(model), held_out, modes, settings, out, shards)
     recipes = open_recipes(inputs.workspace, settings.recipes)
     handle = StepHandle(inputs.resources.sandbox, settings.seed)
     rates: dict[str, Any] = {}

@@ -123,12 +123,12 @@ def test_few_probes_miss_few_pairs_and_further_passes_find_more() -> None:
 @pytest.mark.parametrize("mode", ["exact", "ivf"])
 def test_of_a_hot_cluster_one_row_stays(mode: Mode) -> None:
     rng = np.random.default_rng(0)
-    hot = unit(np.eye(1, 64) + 0.01 * rng.normal(size=(600, 64)))
-    cold = unit(rng.normal(size=(1400, 64)))
-    vectors = np.concatenate([hot, cold])[(order := rng.permutation(2000))]
-    first = int(np.flatnonzero(order < 600)[0])
-    found = semantic_dedup(vectors, range(2000), 0.95, mode=mode)
-    assert {one.row for one in found} == set(np.flatnonzero(order < 600)) - {first}
+    hot = unit(np.eye(1, 64) + 0.01 * rng.normal(size=(5000, 64)))
+    cold = unit(rng.normal(size=(15_000, 64)))
+    vectors = np.concatenate([hot, cold])[(order := rng.permutation(20_000))]
+    first = int(np.flatnonzero(order < 5000)[0])
+    found = semantic_dedup(vectors, range(20_000), 0.95, mode=mode)
+    assert {one.row for one in found} == set(np.flatnonzero(order < 5000)) - {first}
     assert {one.keeper for one in found} == {first}
 
 

@@ -190,16 +190,14 @@ def _write_all(parts: Sequence[_Part], members: Sequence[Member], shares: Sequen
     def work() -> None:
         with contextlib.ExitStack() as stack:
             readers = [member.open(stack) for member in members]
+            # Who ends, ends all: either nothing is left, or a part has failed.
+            stack.callback(stop.set)
             while not stop.is_set():
                 with lock:
                     part = next(left, None)
                 if part is None:
                     return
-                try:
-                    _write_mean(part, readers, shares)
-                except BaseException:
-                    stop.set()
-                    raise
+                _write_mean(part, readers, shares)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

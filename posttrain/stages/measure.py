@@ -3,7 +3,9 @@
 Gates look at dev; test is only reported.
 """
 
-from posttrain.measuring import GREEDY, Mode, measure_model
+from contextlib import closing
+
+from posttrain.measuring import GREEDY, Mode, engine_of, measure_model
 from posttrain.settings.stages import MeasureStage
 from posttrain.steps.output import Inputs, Output
 
@@ -12,7 +14,9 @@ def run(inputs: Inputs, settings: MeasureStage, out: Output) -> None:
     """Write `rates.json` (split → mode → capability or `all` → rate) and `responses.jsonl`."""
     evaluation = settings.evaluation
     modes = (GREEDY, Mode("sampled", evaluation.num_samples, evaluation.temperature))
-    rates, rows = measure_model(inputs, settings, out, "model", ("dev", "test"), modes)
+    splits = ("dev", "test")
+    with closing(engine_of(inputs, settings)) as engine:
+        rates, rows = measure_model(inputs, settings, out, "model", splits, modes, engine)
     out.write_json("rates", rates)
     out.write("responses", rows)
     out.metrics(rates=rates)

@@ -40,14 +40,12 @@ def main_first() -> Iterator[None]:
 
 def any_rank(flag: bool) -> bool:
     """Whether it is so in any process; each of them has to ask."""
-    if num_ranks() == 1:
-        return flag
-    return any(gather_object([flag]))
+    return any(from_all_ranks([flag]))
 
 
 def sum_over_ranks(value: int) -> int:
     """The sum of every process's number."""
-    return value if num_ranks() == 1 else sum(gather_object([value]))
+    return sum(from_all_ranks([value]))
 
 
 def from_all_ranks(values: list[ItemT]) -> list[ItemT]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from transformers import (
@@ -35,6 +34,7 @@ from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.rankings import Batch, Collator, Layout, num_tokens, pick_layout
+from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
     Silent,
     identity_of,
@@ -63,8 +63,7 @@ class Reward(Silent, RewardTrainer):
         self, batch_samples: Sequence[Mapping[str, torch.Tensor]], device: torch.device
     ) -> int:
         """Pairs of the whole batch, over its parts and all processes."""
-        own = sum(len(batch["better"]) for batch in batch_samples)
-        return sum(gather_object([own]))
+        return sum_over_ranks(sum(len(batch["better"]) for batch in batch_samples))
 
     def compute_loss(
         self,
@@ -89,7 +88,7 @@ class Reward(Silent, RewardTrainer):
     def _record(self, scores: torch.Tensor, gaps: torch.Tensor, tokens: int) -> None:
         """TRL's figures under its names; means are over pairs and responses, not over parts."""
         own = (scores.detach().float().tolist(), gaps.detach().float().tolist(), tokens)
-        parts = gather_object([own])
+        parts = from_all_ranks([own])
         rewards = [score for part in parts for score in part[0]]
         margins = [gap for part in parts for gap in part[1]]
         self._total_train_tokens += sum(part[2] for part in parts)
