@@ -18,8 +18,12 @@ from safetensors.torch import load_file
 
 from posttrain.errors import BadInput, Preempted, StepFailed
 from posttrain.settings.resources import Resources
+from posttrain.settings.stages import SftStage
 from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
+from posttrain.stages import sft
 from posttrain.steps import ending
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import write_rows
 from posttrain.training.checkpoints import newest_complete_checkpoint
 from posttrain.training.dpo import train_dpo
 from posttrain.training.job import Job, TrainingReport
@@ -27,6 +31,7 @@ from posttrain.training.launching import accelerate_config, run_training
 from posttrain.training.order import ACCELERATE
 from posttrain.training.reward import train_reward
 from posttrain.training.sft import train_sft
+from posttrain.workspace import Workspace
 from tests.test_training import COMMON
 from tests.tiny_model import TEMPLATE, examples, make_model, preferences
 
@@ -137,6 +142,29 @@ def test_without_an_allocation_slurm_is_refused(
     own = job(tmp_path / "w", launcher="slurm", machines=2)
     with pytest.raises(BadInput, match="inside sbatch or salloc"):
         train("sft", base, tmp_path / "out", own)
+
+
+def test_without_scontrols_answer_slurm_is_told(base: Path, tmp_path: Path, slurm: Path) -> None:
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nexit 3\n")
+    own = job(tmp_path / "w", launcher="slurm", machines=2)
+    with pytest.raises(StepFailed, match=r"scontrol cannot name the machines of node\[1-2\]"):
+        train("sft", base, tmp_path / "out", own)
+
+
+def test_a_step_keeps_what_accelerate_was_told(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", examples(16))
+    inputs = Inputs(
+        paths={"examples": tmp_path, "base": base, "template": TEMPLATE},
+        workspace=Workspace(tmp_path),
+        resources=Resources(device="cpu", processes=2, precision="float32"),
+        machine=tmp_path / "run/machine.json",
+    )
+    out = Output(tmp_path / "run/round-1/sft-a.partial", lambda done, total: None)
+    settings = SftStage(sft=SftSettings.model_validate({**COMMON, "batch_size": 8}))
+    sft.run(inputs, settings, out)
+    told = yaml.safe_load((out.path / ACCELERATE).read_text())
+    assert told["num_processes"] == 2
+    assert len((out.path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_what_a_process_raises_comes_back(base: Path, tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ class Resources(Settings):
     """Further options of srun, e.g. `[--gres=gpu:8, --cpus-per-task=96]`."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     """Optimizer steps between checkpoints to resume from."""
+    report_to: tuple[str, ...] = ()
+    """Trackers that trainings report to beside metrics.jsonl, by the names that transformers has
+    for them: tensorboard, wandb, mlflow, trackio…; they need their own packages."""
     worker: Literal["auto", "shared", "step"] = "auto"
     """One process for each heavy step, or one shared by a round's steps; `auto` shares only on a
     machine without an accelerator."""

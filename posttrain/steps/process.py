@@ -202,6 +202,11 @@ def _environment(threads: int, one_device: bool) -> dict[str, str]:
 
 def _last_words(job: Job, status: int) -> str:
     ending = f"killed by signal {status - 128}" if status > 128 else f"ended with status {status}"
+    if status - 128 == signal.SIGKILL:
+        ending += (
+            ", as systems do whose memory runs out (lower resources.micro_batch_size or "
+            "resources.parallel if nobody else did it),"
+        )
     log = Path(job.log)
     tail = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:] if log.is_file() else []
     lines = [

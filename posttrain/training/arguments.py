@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from peft import LoraConfig
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from posttrain.errors import BadInput
 from posttrain.models.devices import pick_device
@@ -106,9 +107,26 @@ def trainer_arguments(settings: TrainingSettings, job: Job, num_rows: int) -> di
         "save_strategy": "steps",
         "save_steps": job.resources.checkpoint_every,
         "save_total_limit": 1,
-        "report_to": "none",
+        "report_to": _trackers(job),
+        "run_name": job.name,
         "disable_tqdm": True,
     }
+
+
+def _trackers(job: Job) -> list[str]:
+    """What reports go to beside metrics.jsonl.
+
+    Raises:
+        BadInput: a tracker's package is not there.
+    """
+    there = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    for name in job.resources.report_to:
+        if name not in there:
+            raise BadInput(
+                f"resources.report_to: {name} is unknown or its package is not installed; "
+                f"installed are {sorted(there) or 'none'}"
+            )
+    return list(job.resources.report_to)
 
 
 def _loading(settings: TrainingSettings, job: Job) -> dict[str, Any]:

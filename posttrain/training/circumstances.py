@@ -12,6 +12,7 @@ from posttrain.steps.manifest import WORK
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import read_json, write_json
 from posttrain.training.job import Job, Precision, TrainingReport
+from posttrain.training.order import ACCELERATE, LAUNCH
 from posttrain.training.precision import choose_precision
 
 
@@ -19,22 +20,29 @@ def training_job(inputs: Inputs, out: Output) -> Job:
     """Where a training works, with which precision, and who is told of its progress."""
     work = out.path / WORK
     work.mkdir(parents=True, exist_ok=True)
+    run = inputs.machine.parent
+    address = out.path.relative_to(run).with_suffix("")
     return Job(
         work=work,
         resources=inputs.resources,
         precision=_precision(inputs),
+        name=f"{run.name}/{address}",
+        tracked=run / "tracked" / address,
         template=inputs.paths.get("template"),
         progress=out.progress,
     )
 
 
 def keep_books(report: TrainingReport, rows_in: int, out: Output) -> None:
-    """Publish a training's curve, numbers and dropped rows."""
+    """Publish a training's curve, numbers and dropped rows, and how accelerate was asked."""
     for row_id, reason in report.dropped:
         out.drop(row_id, reason)
     out.part("train", rows_in, rows_in - len(report.dropped))
     out.metrics(**report.metrics)
     (out.path / WORK / "metrics.jsonl").replace(out.path / "metrics.jsonl")
+    launched = out.path / WORK / LAUNCH / ACCELERATE
+    if launched.is_file():
+        launched.replace(out.path / ACCELERATE)
 
 
 def _precision(inputs: Inputs) -> Precision:

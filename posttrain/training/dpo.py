@@ -31,12 +31,14 @@ from posttrain.settings.training import DpoSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
+from posttrain.training.memory import memory_advice
 from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
     NUM_LAST_STEPS,
     History,
+    NamingRows,
+    OurTrainer,
     PairMean,
-    Silent,
     identity_of,
     own_process_state,
     publish,
@@ -78,7 +80,7 @@ class Collator:
         return batch
 
 
-class Dpo(Silent, PairMean, DPOTrainer):
+class Dpo(OurTrainer, PairMean, DPOTrainer):
     """TRL's trainer with the paper's loss; the reference is the model it was loaded with."""
 
     loss_is_scaled_for_ga = True
@@ -184,7 +186,7 @@ def dpo_trainer(
             beta=settings.beta,
             precompute_ref_log_probs=True,
         ),
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=NamingRows(Collator(tokenizer.pad_token_id)),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,
         peft_config=lora_config(settings, "CAUSAL_LM"),
@@ -201,8 +203,9 @@ def train_dpo(
     Raises:
         BadInput: no row can be trained on, or the policy is no model folder.
         GuardFailed: the chosen responses become too unlikely, or the loss no finite number.
+        StepFailed: memory ran out.
     """
-    with own_process_state(job):
+    with own_process_state(job), memory_advice("dpo", settings, job):
         return _train(policy, rows, out, settings, job)
 
 
@@ -214,7 +217,8 @@ def _train(
     kept, dropped = dpo_tokens(tokenizer, rows, limit, settings.mask_format_tokens)
     checkpoint = prepare_work(job.work, identity_of("dpo", policy, settings, job, kept))
     trainer = dpo_trainer(policy, tokenizer, kept, settings, job)
-    history = run(trainer, job, checkpoint, partial(check_chosen, settings))
+    ids = [row.id for row in rows]
+    history = run(trainer, job, checkpoint, ids, partial(check_chosen, settings))
     publish(trainer, tokenizer, out)
     return report(history, len(kept), dropped)
 

@@ -34,6 +34,10 @@ class Job:
     """The plan's chat template; None takes the tokenizer's own."""
     progress: Callable[[int, int], None] = _report_nothing
     """Called with optimizer steps done and to do."""
+    name: str = "training"
+    """What trackers call this training: plan and step."""
+    tracked: Path | None = None
+    """Folder for a tracker that writes files; None has it lie within `work`."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def run_training(
         work=job.work,
         resources=resources,
         precision=job.precision,
+        name=job.name,
+        tracked=job.tracked,
         template=job.template,
         head=_head(resources),
         port=_port(resources),
@@ -215,9 +217,12 @@ def _head(resources: Resources) -> str:
             "resources.launcher: slurm needs an allocation; run this inside sbatch or salloc "
             "(SLURM_JOB_NODELIST is not set)"
         )
-    listed = subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-    )
+    try:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StepFailed(f"scontrol cannot name the machines of {nodes}: {error}") from error
     return listed.stdout.split()[0]
 
 

@@ -13,6 +13,9 @@ from posttrain.training.job import Precision
 ORDER, ROWS, REPORT = "order.json", "rows.jsonl", "report.json"
 PROGRESS, ERROR, ACCELERATE = "progress.json", "error-{rank}.json", "accelerate.yaml"
 
+LAUNCH = "launch"
+"""Folder, within a training's work, of the order and its answers."""
+
 Kind = Literal["reward", "sft", "dpo"]
 
 
@@ -27,6 +30,8 @@ class Order(Settings):
     work: Path
     resources: Resources
     precision: Precision
+    name: str
+    tracked: Path | None
     template: Path | None
     head: str
     """Address of the first machine."""
@@ -35,4 +40,4 @@ class Order(Settings):
     @property
     def folder(self) -> Path:
         """Where the order and its answers lie."""
-        return self.work / "launch"
+        return self.work / LAUNCH

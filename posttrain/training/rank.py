@@ -50,6 +50,8 @@ def main(path: str) -> int:
         work=order.work,
         resources=order.resources,
         precision=order.precision,
+        name=order.name,
+        tracked=order.tracked,
         template=order.template,
         progress=lambda done, total: _tell(order, done, total),
     )

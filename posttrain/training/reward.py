@@ -33,10 +33,12 @@ from posttrain.settings.training import PREFIX_KEEPS_KEYS, RewardSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
+from posttrain.training.memory import memory_advice
 from posttrain.training.rankings import Batch, Collator, Layout, num_tokens, pick_layout
 from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
-    Silent,
+    NamingRows,
+    OurTrainer,
     identity_of,
     own_process_state,
     publish,
@@ -51,7 +53,7 @@ MAX_GAP = 1e-3
 """Far more than rounding in float32, far less than what a wrong mask does to a score."""
 
 
-class Reward(Silent, RewardTrainer):
+class Reward(OurTrainer, RewardTrainer):
     """TRL's, with rankings in place of pairs and the mean over all pairs of the whole batch."""
 
     loss_is_scaled_for_ga = True
@@ -137,7 +139,7 @@ def reward_trainer(
     trainer = Reward(
         model=str(base),
         args=RewardConfig(**arguments),
-        data_collator=collator,
+        data_collator=NamingRows(collator),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,
         callbacks=[_TellEpoch(collator)],
@@ -159,8 +161,9 @@ def train_reward(
             labels, or the layout cannot be combined with gradient checkpointing.
         GuardFailed: the loss stops being a finite number, or the model does not score a response
             in this layout as it does alone.
+        StepFailed: memory ran out.
     """
-    with own_process_state(job):
+    with own_process_state(job), memory_advice("reward", settings, job):
         return _train(base, rows, out, settings, job)
 
 
@@ -173,7 +176,8 @@ def _train(
     kept, dropped = reward_tokens(tokenizer, rows, limit, settings.isolate)
     checkpoint = prepare_work(job.work, identity_of("reward", base, settings, job, kept))
     trainer = reward_trainer(base, tokenizer, kept, settings, job)
-    history = run(trainer, job, checkpoint)
+    ids = [row.id for row in rows]
+    history = run(trainer, job, checkpoint, ids)
     publish(trainer, tokenizer, out)
     return report(history, len(kept), dropped)
 

@@ -10,9 +10,11 @@ import gc
 import hashlib
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.reward_trainer import RewardTrainer
-from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.errors import GuardFailed, Preempted, StepFailed
 from posttrain.models.folders import model_bytes, no_progress_bars, save_model_folder
@@ -45,18 +45,31 @@ from posttrain.steps.ending import patient
 from posttrain.training.arguments import on_cpu
 from posttrain.training.checkpoints import METRICS_FILE, read_state
 from posttrain.training.job import Dropped, Job, TrainingReport
-from posttrain.training.ranks import any_rank, is_main, sum_over_ranks
-from posttrain.training.tokens import TokenRow
+from posttrain.training.ranks import any_rank, from_all_ranks, is_main, sum_over_ranks
+from posttrain.training.tokens import ROWS, TokenRow
 
 NUM_LAST_STEPS = 10
 """Optimizer steps over which a report's figures are means; one step alone is noisy."""
+TRACKED = "TENSORBOARD_LOGGING_DIR"
+"""Where transformers looks for the folder of TensorBoard's files."""
+MOST_NAMED = 64
+"""Rows that an error names."""
 
 History = list[dict[str, Any]]
-OurTrainer = SFTTrainer | RewardTrainer | DPOTrainer
 
 
-class Silent:
-    """Switches off what TRL does beside training: model cards, telemetry, counting operations."""
+class OurTrainer(Trainer):
+    """One of TRL's trainers, quiet, whose rows are known by their places."""
+
+    rows_of_step: Sequence[int] = ()
+    """Places of the rows that the last optimizer step was computed from, on this process."""
+    _total_train_tokens: int
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the rows' places out of a step's batches, before anything computes with them."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self.rows_of_step = [int(row) for batch in batches for row in batch.pop(ROWS)]
+        return batches, num_items
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """A published model's card is written elsewhere."""
@@ -82,14 +95,37 @@ class PairMean:
         return sum_over_ranks(sum(len(batch["input_ids"]) for batch in batch_samples) // 2)
 
 
+@dataclass(frozen=True)
+class NamingRows:
+    """A collator that also says which rows its batch was made of."""
+
+    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the other collator makes, and `rows`: their places."""
+        return {**self.collate(rows), ROWS: [int(row[ROWS][0]) for row in rows]}
+
+
 class Journal(TrainerCallback):
     """Writes metrics.jsonl, reports progress, and stops a training that goes wrong."""
 
-    def __init__(self, job: Job, check: Callable[[History], None]) -> None:
-        """`check` is called with all steps so far after every step, and raises to stop."""
+    def __init__(
+        self,
+        job: Job,
+        check: Callable[[History], None],
+        rows_of_step: Callable[[], Sequence[str]],
+    ) -> None:
+        """Watch a training.
+
+        Args:
+            job: where its metrics go.
+            check: called with all steps so far after every step; raises to stop.
+            rows_of_step: ids of the rows that the last step was computed from, on this process.
+        """
         self._file = job.work / METRICS_FILE
         self._progress = job.progress
         self._check = check
+        self._rows_of_step = rows_of_step
         self.asked_to_end: Callable[[], bool] = lambda: False
 
     def on_train_begin(
@@ -134,9 +170,12 @@ class Journal(TrainerCallback):
             with self._file.open("a") as stream:
                 stream.write(_line(entry))
         if not math.isfinite(float(entry["loss"])):
+            ids = from_all_ranks(list(self._rows_of_step()))
+            more = f" and {len(ids) - MOST_NAMED} more" if len(ids) > MOST_NAMED else ""
             raise GuardFailed(
                 f"the loss is {entry['loss']} at step {entry['step']}; lower the learning rate, "
-                f"and look at {self._file}"
+                f"and look at {self._file} and at the rows of that step: "
+                f"{', '.join(ids[:MOST_NAMED])}{more}"
             )
         self._check(_steps(state.log_history))
 
@@ -144,6 +183,9 @@ class Journal(TrainerCallback):
 @contextmanager
 def own_process_state(job: Job) -> Iterator[None]:
     """Everything global that a training touches, as it was before, once the training is over."""
+    tracked = os.environ.get(TRACKED)
+    if job.tracked is not None:
+        os.environ[TRACKED] = str(job.tracked)
     threads = torch.get_num_threads()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [] if on_cpu(job) else list(range(torch.cuda.device_count()))
@@ -154,6 +196,10 @@ def own_process_state(job: Job) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices), no_progress_bars():
             yield
     finally:
+        if tracked is None:
+            os.environ.pop(TRACKED, None)
+        else:
+            os.environ[TRACKED] = tracked
         torch.set_num_threads(threads)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
@@ -187,9 +233,17 @@ def run(
     trainer: OurTrainer,
     job: Job,
     checkpoint: Path | None,
+    ids: Sequence[str],
     check: Callable[[History], None] = lambda history: None,
 ) -> History:
     """Train to the end and return one log entry a step, those before a resume included.
+
+    Args:
+        trainer: ready to train.
+        job: where and with what.
+        checkpoint: to continue from; None starts afresh.
+        ids: of the rows by their places, see `OurTrainer`.
+        check: called with all steps so far after every step; raises to stop.
 
     Raises:
         GuardFailed: see `Journal`.
@@ -197,7 +251,7 @@ def run(
         StepFailed: training ended before its last step.
     """
     trainer.remove_callback(PrinterCallback)
-    journal = Journal(job, check)
+    journal = Journal(job, check, lambda: [ids[place] for place in trainer.rows_of_step])
     trainer.add_callback(journal)
     if checkpoint is not None:
         saved = read_state(checkpoint)

@@ -20,10 +20,12 @@ from posttrain.settings.training import SftSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
+from posttrain.training.memory import memory_advice
 from posttrain.training.packing import PackedBatches
 from posttrain.training.ranks import sum_over_ranks
 from posttrain.training.running import (
-    Silent,
+    NamingRows,
+    OurTrainer,
     identity_of,
     own_process_state,
     publish,
@@ -33,7 +35,7 @@ from posttrain.training.running import (
 from posttrain.training.tokens import in_memory, sft_tokens
 
 
-class _Sft(Silent, SFTTrainer):
+class Sft(OurTrainer, SFTTrainer):
     """TRL's own, silent, on packed rows."""
 
     def compute_loss(
@@ -66,8 +68,9 @@ def train_sft(
     Raises:
         BadInput: no row can be trained on, or the base is no model folder.
         GuardFailed: the loss stops being a finite number.
+        StepFailed: memory ran out.
     """
-    with own_process_state(job):
+    with own_process_state(job), memory_advice("sft", settings, job):
         return _train(base, rows, out, settings, job)
 
 
@@ -78,17 +81,18 @@ def _train(
     limit = min(settings.max_length, context_length(base))
     kept, dropped = sft_tokens(tokenizer, rows, limit)
     checkpoint = prepare_work(job.work, identity_of("sft", base, settings, job, kept))
-    trainer = _Sft(
+    trainer = Sft(
         model=str(base),
         args=SFTConfig(
             **trainer_arguments(settings, job, len(kept)),
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        data_collator=PackedBatches(int(tokenizer.pad_token_id)),
+        data_collator=NamingRows(PackedBatches(int(tokenizer.pad_token_id))),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,
         peft_config=lora_config(settings, "CAUSAL_LM"),
     )
-    history = run(trainer, job, checkpoint)
+    ids = [row.id for row in rows]
+    history = run(trainer, job, checkpoint, ids)
     publish(trainer, tokenizer, out)
     return report(history, len(kept), dropped)

@@ -22,6 +22,8 @@ from posttrain.training.job import Dropped
 
 TokenRow = dict[str, np.ndarray[Any, np.dtype[np.int32]]]
 """Arrays, since a list of numbers takes nine times the memory."""
+ROWS = "rows"
+"""In a token row the place of the row it was made of, in a batch those of its rows."""
 Tokens = tuple[list[TokenRow], list[Dropped]]
 
 
@@ -36,14 +38,15 @@ def sft_tokens(
     """
     kept: list[TokenRow] = []
     dropped: list[Dropped] = []
-    for row in rows:
+    for place, row in enumerate(rows):
         rendered = render_dialog(tokenizer, row.messages, row.tools)
         if len(rendered.input_ids) > max_length:
             dropped.append((row.id, _too_long(max_length)))
             continue
         marked = zip(rendered.input_ids, rendered.target_mask, strict=True)
         labels = [token if target else IGNORED for token, target in marked]
-        kept += [{"input_ids": _array(rendered.input_ids), "labels": _array(labels)}] * row.repeat
+        tokens = {"input_ids": _array(rendered.input_ids), "labels": _array(labels)}
+        kept += [{**tokens, ROWS: _array([place])}] * row.repeat
     return _some(kept, dropped, len(rows))
 
 
@@ -85,7 +88,7 @@ def reward_tokens(
     """
     kept: list[TokenRow] = []
     dropped: list[Dropped] = []
-    for row in rows:
+    for number, row in enumerate(rows):
         prompt = render_prompt(tokenizer, row.prompt, row.tools)
         best_first = [
             _dialog(tokenizer, row, prompt, response, f"response {place}").input_ids
@@ -105,6 +108,7 @@ def reward_tokens(
                 "response_ids": _array(joined),
                 "response_lengths": _array([len(ids) for ids in responses]),
                 "key": _array([stable_seed(row.id)]),
+                ROWS: _array([number]),
             }
         )
     return _some(kept, dropped, len(rows))
@@ -127,10 +131,10 @@ def dpo_tokens(
     """
     kept: list[TokenRow] = []
     dropped: list[Dropped] = []
-    for row in rows:
+    for place, row in enumerate(rows):
         prompt = render_prompt(tokenizer, row.prompt, row.tools)
         ranking = row.ranking()
-        tokens: TokenRow = {}
+        tokens: TokenRow = {ROWS: _array([place])}
         for side, response in (("chosen", ranking[0]), ("rejected", ranking[-1])):
             tokens |= _side(tokenizer, row, prompt, response, side, mask_format_tokens)
         sides = [tuple(tokens[name].tolist()) for name in ("chosen_ids", "rejected_ids")]
