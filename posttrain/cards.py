@@ -5,6 +5,8 @@ Knows what a reader of a model needs; reads manifests and rates, never weights.
     model_card(run, "round-6/dpo", manifest)
 """
 
+import yaml
+
 from posttrain.controller import Run
 from posttrain.errors import Damaged
 from posttrain.steps.manifest import Manifest, read_manifest
@@ -22,11 +24,17 @@ def model_card(run: Run, address: str, manifest: Manifest) -> str:
     if read_manifest(measured) is None:
         raise Damaged(f"{measured}: the measure of {address} is not published")
     rates = read_json(measured / "rates.json")
+    members = _members(run, address, manifest)
+    head: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": list(members) or [run.plan.base],
+        "base_model_relation": "merge" if members else "finetune",
+        "tags": ["posttrain", "dpo" if address.endswith("/dpo") else "sft"],
+    }
     lines = [
         "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        f"tags: [posttrain, {'dpo' if address.endswith('/dpo') else 'sft'}]",
+        *yaml.safe_dump(head, sort_keys=False, allow_unicode=True).splitlines(),
         "---",
         "",
         f"# {run.plan.title or run.name}: {address}",
@@ -36,6 +44,9 @@ def model_card(run: Run, address: str, manifest: Manifest) -> str:
     ]
     if run.plan.simulated:
         lines += ["", f"**Simulated:** {run.plan.simulated}."]
+    if members:
+        lines += ["", "Its weights are the average of these models' (section 4.1.5):", ""]
+        lines += [f"- `{place}` (fingerprint `{digest}`)" for place, digest in members.items()]
     lines += ["", "## Pass rates on held-out prompts", "", "| split | mode | capability | rate |"]
     lines.append("|---|---|---|---|")
     for split, modes in rates.items():
@@ -48,6 +59,19 @@ def model_card(run: Run, address: str, manifest: Manifest) -> str:
     lines += ["", "Choices were made on dev; test was only reported.", "", "## Lineage", ""]
     lines += _lineage(run, address)
     return "\n".join(lines) + "\n"
+
+
+def _members(run: Run, address: str, manifest: Manifest) -> dict[str, str]:
+    """Address → fingerprint of the models that were averaged; empty where none were."""
+    chosen = run.folder.root / address / "soup.json"
+    joined = set(read_json(chosen)["members"]) if chosen.is_file() else None
+    found = {}
+    for name, place in manifest.inputs.items():
+        kind, _, member = name.partition(":")
+        if kind == "member" and (joined is None or member in joined):
+            one = read_manifest(run.folder.root / place.removesuffix("/model"))
+            found[place.removesuffix("/model")] = one.fingerprint[:16] if one else "unknown"
+    return found
 
 
 def _lineage(run: Run, address: str) -> list[str]:

@@ -70,6 +70,7 @@ def _kept_addresses(run: Run) -> set[str]:
     if gates_done:
         chosen = _chosen(run, Choice(gates_done[-1]))
         kept |= {str(chosen["step"]), str(chosen["best"]["step"])}
+    kept |= {s.address for s in run.steps.values() if s.name.startswith("expert-")}
     if keep.members:
         kept |= {s.address for s in run.steps.values() if _is_member(s)}
     return kept

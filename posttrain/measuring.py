@@ -58,9 +58,8 @@ def measure_model(
         EngineFailed: the engine cannot answer.
     """
     held_out = {s: load_rows(inputs["heldout"] / f"{s}.jsonl", Prompt) for s in splits}
-    model = inputs[name] / "model" if (inputs[name] / "model").is_dir() else inputs[name]
     shards = "shards" if name == "model" else f"shards-{name.partition(':')[2]}"
-    answered = _answers(engine.holding(model), held_out, modes, settings, out, shards)
+    answered = _answers(engine.holding(inputs.model(name)), held_out, modes, settings, out, shards)
     recipes = open_recipes(inputs.workspace, settings.recipes)
     handle = StepHandle(inputs.resources.sandbox, settings.seed)
     rates: dict[str, Any] = {}

@@ -190,6 +190,14 @@ class Candidate(_Row):
         return self.messages[-1].content
 
 
+class Document(_Row):
+    """Raw text to go on pre-training with."""
+
+    text: Annotated[str, Field(min_length=1)]
+    source: str = ""
+    """Name of the plan's source that it belongs to."""
+
+
 class Example(_Row):
     """A dialog to train on with SFT; assistant turns are targets."""
 

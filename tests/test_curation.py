@@ -15,7 +15,6 @@ from posttrain.curation import Drop, map_assistant
 from posttrain.curation.contract import Curated, CurationTools, Scored
 from posttrain.curation.curate import curate
 from posttrain.curation.decontaminate import held_out_in, index_heldout, worth_a_look
-from posttrain.curation.mix import target_sizes
 from posttrain.curation.topics import read_topics
 from posttrain.dedup.prefixes import SharedPrefixes
 from posttrain.embedding import Embedded, Embedder, embedder_folder
@@ -23,7 +22,8 @@ from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import Grade
 from posttrain.rows import Example, Message, Prompt
 from posttrain.settings.base import parse
-from posttrain.settings.pipeline import RULES, Decontaminate, Mix, Pipeline
+from posttrain.settings.pipeline import RULES, Decontaminate, Pipeline
+from posttrain.shares import target_sizes
 from posttrain.workspace import load_filters, load_functions
 
 DATA_QUALITY = Path(__file__).parent.parent / "data_quality"
@@ -714,7 +714,7 @@ def test_target_sizes(
     settings: dict[str, int],
     sizes: dict[str, int],
 ) -> None:
-    assert target_sizes(num_rows, shares, parse(Mix, settings, "mix")) == sizes
+    assert target_sizes(num_rows, shares, **{"max_repeat": 4, **settings}) == sizes
 
 
 @given(
@@ -728,8 +728,7 @@ def test_target_sizes_keep_shares_and_repeats(
 ) -> None:
     whole = sum(weights) or 1
     shares = {c: w / whole for c, w in zip("abcd", weights, strict=True)}
-    settings = Mix(max_repeat=max_repeat, max_total=max_total)
-    sizes = target_sizes(num_rows, shares, settings)
+    sizes = target_sizes(num_rows, shares, max_repeat, max_total)
     total, wanted = sum(sizes.values()), sum(shares[c] for c in sizes)
     for capability, size in sizes.items():
         assert size <= num_rows[capability] * max_repeat

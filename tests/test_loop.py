@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from bench.small import small_workspace
@@ -173,6 +174,13 @@ def test_the_exported_model_loads_and_answers(workspace: Path, tmp_path: Path) -
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     card = (out / "README.md").read_text()
     assert "simulated" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model_relation"] in ("merge", "finetune")
+    step = re.search(r"step `(.*?)`", card)
+    assert step is not None
+    if front["base_model_relation"] == "merge":
+        at = step[1].partition("/")[0]
+        assert all(re.fullmatch(rf"{at}/(dpo|sft)-[a-z0-9]+", one) for one in front["base_model"])
     assert "round-0/bootstrap" in card or "round-1" in card
     tokenizer = load_tokenizer(out)
     ids = render_prompt(tokenizer, [Message(role="user", content="12+5=?")])

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from posttrain.errors import BadInput, GuardFailed, Preempted
 from posttrain.models.chat import load_tokenizer, render_dialog
 from posttrain.models.folders import check_model_folder, load_causal, save_model_folder
-from posttrain.rows import Example, Preference
+from posttrain.rows import Document, Example, Preference
+from posttrain.settings.pretraining import PretrainSettings
 from posttrain.settings.resources import Resources
 from posttrain.settings.training import DpoSettings, Lora, RewardSettings, SftSettings
 from posttrain.steps import ending
@@ -26,6 +27,7 @@ from posttrain.training.checkpoints import newest_complete_checkpoint
 from posttrain.training.dpo import dpo_trainer, train_dpo
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.precision import choose_precision
+from posttrain.training.pretrain import train_text
 from posttrain.training.reward import train_reward
 from posttrain.training.running import own_process_state
 from posttrain.training.sft import train_sft
@@ -47,6 +49,22 @@ def reward(layout: str) -> RewardSettings:
     return RewardSettings.model_validate({**COMMON, "epochs": 2, "layout": layout})
 
 
+def pretraining(**changes: Any) -> PretrainSettings:
+    sources = {"a": {"files": ["a"], "share": 0.5}, "b": {"files": ["b"], "share": 0.5}}
+    common = {**COMMON, "max_length": 64, "batch_size": 2}
+    return PretrainSettings.model_validate({**common, "sources": sources, **changes})
+
+
+def documents() -> list[Document]:
+    """Two sources of texts of many lengths."""
+    words = ("red", "blue", "green", "gold")
+    return [
+        Document(text=" ".join(words[n % 4] for n in range(place % 37 + 3)) + f" {place}", source=s)
+        for place in range(60)
+        for s in ("a", "b")
+    ]
+
+
 TRAININGS: dict[str, Train] = {
     "sft": lambda base, out, job: train_sft(
         base, examples(42), out, SftSettings.model_validate({**COMMON, "epochs": 2}), job
@@ -57,6 +75,7 @@ TRAININGS: dict[str, Train] = {
     "reward-packed": lambda base, out, job: train_reward(
         base, preferences(30), out, reward("packed"), job
     ),
+    "pretrain": lambda base, out, job: train_text(base, documents(), out, pretraining(), job),
     "dpo": lambda base, out, job: train_dpo(
         base, preferences(42), out, DpoSettings.model_validate({**COMMON, "epochs": 2}), job
     ),
@@ -330,6 +349,8 @@ def test_an_interrupted_lora_training_continues(kind: str, base: Path, tmp_path:
             return train_sft(base, examples(40), tmp_path / out, sft(**adapters), job)
         if kind == "dpo":
             return train_dpo(base, preferences(30), tmp_path / out, dpo(**adapters), job)
+        if kind == "pretrain":
+            return train_text(base, documents(), tmp_path / out, pretraining(**adapters), job)
         layout = kind.removeprefix("reward-")
         settings = RewardSettings.model_validate({**adapters, "layout": layout})
         return train_reward(base, preferences(30), tmp_path / out, settings, job)

@@ -1,4 +1,4 @@
-"""Commands about models by themselves, outside of any run: sample, score, measure-rm, average."""
+"""Commands about models outside of any run: sample, score, measure-rm, average, push."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command("score")(score_command)
     app.command("measure-rm")(measure_command)
     app.command("average")(average_command)
+    app.command("push")(push_command)
 
 
 def sample_command(
@@ -198,3 +199,27 @@ def average_command(
     )
     for label, nll in sorted(summary.get("nll", {}).items(), key=lambda one: one[1]):
         typer.echo(f"  {nll:.4f} nats a token: {label}", err=True)
+
+
+def push_command(
+    folder: Annotated[
+        Path, typer.Argument(help="Model folder with its card, from export or average.")
+    ],
+    repo: Annotated[str, typer.Argument(help="user/name on the Hugging Face Hub.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everyone see it; else it is private.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch; else the main one.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and list the files, and stop.")
+    ] = False,
+) -> None:
+    """Upload a model folder to the Hugging Face Hub, private unless told otherwise."""
+    if dry_run:
+        files = call("posttrain.hub:listed", folder)
+        seen = "everyone" if public else "you alone"
+        typer.echo(f"{repo}, seen by {seen}: {', '.join(files)}")
+        return
+    typer.echo(call("posttrain.hub:push_folder", folder, repo, public, revision))

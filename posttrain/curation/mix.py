@@ -5,14 +5,13 @@ Knows wanted shares, repeats and which rows are the worst; knows no model and no
     mix(rows, {"math": 0.5, "code": 0.5}, Mix(max_repeat=4))
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 from posttrain.curation.contract import Dropped, MixShare, Row, StepResult, drop
 from posttrain.errors import StepFailed
 from posttrain.settings.pipeline import Mix
+from posttrain.shares import target_sizes
 
 STEP = "mix"
 
@@ -31,7 +30,8 @@ def mix(
     by_capability: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=Row.rank):
         by_capability[_share_of(row, settings)].append(row)
-    targets = target_sizes({c: len(r) for c, r in by_capability.items()}, shares, settings)
+    sizes = {capability: len(own) for capability, own in by_capability.items()}
+    targets = target_sizes(sizes, shares, settings.max_repeat, settings.max_total)
     kept: list[Row] = []
     dropped: list[Dropped] = []
     examples: dict[str, int] = {}
@@ -68,31 +68,3 @@ def _share_of(row: Row, settings: Mix) -> str:
         return row.capability
     assert row.topic is not None
     return row.topic[0]
-
-
-def target_sizes(
-    num_rows: Mapping[str, int], shares: Mapping[str, float], settings: Mix
-) -> dict[str, int]:
-    """How many examples, repeats counted, each capability gets.
-
-    The total is the largest that keeps the wanted shares without repeating a row more than
-    `max_repeat` times, and without repeating the source that is largest for its share at all:
-    repeating everything would only lengthen the epoch. A capability without rows gives its share
-    to the others in proportion.
-    """
-    wanted = {c: Fraction(str(shares[c])) for c in sorted(shares) if shares[c] and num_rows.get(c)}
-    whole = sum(wanted.values())
-    if not whole:
-        return {}
-    # A source of n rows alone would allow a total of n / share.
-    alone = {c: num_rows[c] * whole / share for c, share in wanted.items()}
-    total = math.floor(min(max(alone.values()), settings.max_repeat * min(alone.values())))
-    if settings.max_total is not None:
-        total = min(total, settings.max_total)
-    exact = {c: total * share / whole for c, share in wanted.items()}
-    sizes = {c: math.floor(size) for c, size in exact.items()}
-    # Largest remainders take what rounding down left.
-    by_remainder = sorted(wanted, key=lambda c: (sizes[c] - exact[c], c))
-    for capability in by_remainder[: total - sum(sizes.values())]:
-        sizes[capability] += 1
-    return sizes

@@ -103,6 +103,19 @@ def context_length(folder: Path) -> int:
     return length
 
 
+def end_of_text(folder: Path) -> int:
+    """Id of the token that ends a document of the model's pre-training.
+
+    Raises:
+        BadInput: config.json does not say.
+    """
+    end = _text_config(read_config(folder)).get("eos_token_id")
+    first = end[0] if isinstance(end, list) and end else end
+    if not isinstance(first, int):
+        raise BadInput(f"{folder / 'config.json'}: expected a number as eos_token_id")
+    return first
+
+
 def hidden_size(folder: Path) -> int:
     """Numbers that a layer passes on for each token.
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import BadInput
 from posttrain.settings.base import Settings
 from posttrain.settings.plan import Plan, Source
-from posttrain.settings.recipe import ExpertPolicy, RecipeSettings
+from posttrain.settings.recipe import ExpertPolicy, ModelPolicy, RecipeSettings
 from posttrain.settings.stages import (
     CIRCUMSTANCES,
     AverageStage,
@@ -22,7 +23,7 @@ from posttrain.settings.stages import (
     SoupStage,
     literals,
 )
-from posttrain.settings.training import TrainingSettings
+from posttrain.settings.training import StageTraining
 from posttrain.steps.step import Step
 from posttrain.workspace import (
     Workspace,
@@ -36,6 +37,7 @@ VERSIONS = {
     "human": 1,
     "preferences": 3,
     "reward": 2,
+    "pretrain": 1,
     "sft": 2,
     "dpo": 1,
     "average": 1,
@@ -83,7 +85,7 @@ class Builder:
             version=VERSIONS[stage],
             settings=literals(settings),
             circumstances=CIRCUMSTANCES,
-            weights=stage in ("reward", "sft", "dpo", "average", "soup"),
+            weights=stage in ("pretrain", "reward", "sft", "dpo", "average", "soup"),
             **parts,
         )
         self.steps[address] = step
@@ -148,12 +150,27 @@ class Builder:
         return {
             f"expert:{name}": self.workspace.find(one.policy.model)
             for name, one in self.recipes.items()
-            if isinstance(one.policy, ExpertPolicy)
+            if isinstance(one.policy, ModelPolicy)
         }
 
-    def average(
-        self, address: str, settings: TrainingSettings, members: Mapping[str, Step]
-    ) -> Step:
+    def trained_experts(self) -> dict[str, Step]:
+        """The plan's experts, by the recipes that sample from them.
+
+        Raises:
+            BadInput: a recipe names an expert that the plan does not train.
+        """
+        found: dict[str, Step] = {}
+        for name, one in self.recipes.items():
+            if isinstance(one.policy, ExpertPolicy):
+                if one.policy.expert not in self.plan.experts:
+                    raise BadInput(
+                        f"recipes.{name}.policy.expert: {one.policy.expert} is none of the plan's "
+                        f"experts, which are {sorted(self.plan.experts) or 'none'}"
+                    )
+                found[f"expert:{name}"] = self.steps[f"round-0/expert-{one.policy.expert}"]
+        return found
+
+    def average(self, address: str, settings: StageTraining, members: Mapping[str, Step]) -> Step:
         """The step that averages a stage's members, if wanted with what it made a round before."""
         average = settings.average
         if average.method == "greedy":

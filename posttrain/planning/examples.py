@@ -129,6 +129,7 @@ def _sample(
             "prompts": prompts,
             **policy.get("inputs", {}),
             **({"reward": reward} if scores else {}),
+            **b.trained_experts(),
         },
         choices={**policy.get("choices", {}), **_best_policies(b, number)},
         files={

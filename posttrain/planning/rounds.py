@@ -15,18 +15,20 @@ from posttrain.planning.builder import Builder
 from posttrain.planning.examples import curated, human_rows, max_context, rejection_sampled
 from posttrain.settings.base import Settings
 from posttrain.settings.plan import Plan, SimulatedAnnotator, Source
+from posttrain.settings.pretraining import Expert, PretrainSettings
 from posttrain.settings.stages import (
     DialsStage,
     DpoStage,
     GateStage,
     MeasureRewardStage,
     PreferencesStage,
+    PretrainStage,
     PromptsStage,
     RewardStage,
     SftStage,
     TasksStage,
 )
-from posttrain.settings.training import TrainingSettings
+from posttrain.settings.training import StageTraining
 from posttrain.steps.step import Choice, Step
 from posttrain.workspace import (
     Workspace,
@@ -78,8 +80,10 @@ def _bootstrap(b: Builder) -> None:
         "sft",
         SftStage(sft=plan.sft.variant(first)),
         inputs={"examples": human},
-        files={**b.base, **b.template},
+        files={**_start(b, plan.sft.variant(first)), **b.template},
     )
+    for name, expert in plan.experts.items():
+        _expert(b, name, expert, human)
     measured = b.measure("round-0/measure", {"inputs": {"model": policy}})
     gate = GateStage(
         round=0, gate=plan.gate, candidate=policy.address, capabilities=tuple(plan.mix)
@@ -87,6 +91,43 @@ def _bootstrap(b: Builder) -> None:
     b.add("round-0/gate", "gate", gate, inputs={"measure": measured, "candidate": policy})
     if plan.bootstrap.tasks and not plan.rounds[0].preferences:
         _tasks(b, 0, plan.bootstrap.tasks, policy, {})
+
+
+def _expert(b: Builder, name: str, expert: Expert, human: Step) -> None:
+    """A branch of the base: more pre-training, then what makes it answer (section 4.3.1)."""
+    last = f"round-0/expert-{name}"
+    branch = b.add(
+        f"round-0/pretrain-{name}" if expert.align else last,
+        "pretrain",
+        PretrainStage(
+            pretrain=PretrainSettings.model_validate(expert.model_dump(exclude={"align"})),
+            decontaminate=b.pipeline.decontaminate,
+        ),
+        inputs={"heldout": b.steps["round-0/heldout"]},
+        files={
+            **b.base,
+            **b.template,
+            **{
+                file: path
+                for source, texts in expert.sources.items()
+                for file, path in b.files(f"text:{source}", texts.files).items()
+            },
+        },
+    )
+    if expert.align:
+        first = next(iter(b.plan.sft.variants))
+        b.add(
+            last,
+            "sft",
+            SftStage(sft=b.plan.sft.variant(first)),
+            inputs={"examples": human, "base": branch},
+            files=b.template,
+        )
+
+
+def _start(b: Builder, settings: StageTraining) -> dict[str, Path]:
+    """The model that a training starts from, where that is no step's."""
+    return b.base if settings.init is None else {"base": b.workspace.find(settings.init)}
 
 
 def _round(b: Builder, number: int) -> None:
@@ -104,13 +145,13 @@ def _round(b: Builder, number: int) -> None:
     reward = _reward(b, at, batches)
     score, select = rejection_sampled(b, number, reward, policy)
     curate = curated(b, number, score)
-    sft = _members(b, at, "sft", plan.sft, {"examples": curate}, b.base)
+    sft = _members(b, at, "sft", plan.sft, {"examples": curate})
     last = sft
     if plan.dpo.enabled:
         dpo_inputs = {"preferences": b.steps[f"{at}/preferences"], "sft": sft}
         if plan.selection.synthetic_pairs is not None:
             dpo_inputs["select"] = select
-        last = _members(b, at, "dpo", plan.dpo, dpo_inputs, {})
+        last = _members(b, at, "dpo", plan.dpo, dpo_inputs)
     measured = b.measure(f"{at}/measure", {"inputs": {"model": last}})
     if plan.evaluation.members:
         b.measure_members(at, _trained(b, at))
@@ -167,7 +208,7 @@ def _reward(b: Builder, at: str, batches: Mapping[str, Step]) -> Step:
             "reward",
             RewardStage(reward=plan.reward.variant(name), min_strength=plan.min_strength),
             inputs=dict(batches),
-            files={**b.base, **b.template},
+            files={**_start(b, plan.reward.variant(name)), **b.template},
         )
         for name in plan.reward.variants
     }
@@ -190,23 +231,26 @@ def _members(
     b: Builder,
     at: str,
     stage: str,
-    settings: TrainingSettings,
+    settings: StageTraining,
     inputs: Mapping[str, Step],
-    files: Mapping[str, Path],
 ) -> Step:
     """The variants of SFT or DPO, and their average."""
     members = {}
     for name in settings.variants:
+        own = settings.variant(name)
         one: Settings
+        files, read = dict(b.template), dict(inputs)
         if stage == "sft":
-            one = SftStage.model_validate({"sft": settings.variant(name)})
+            one = SftStage.model_validate({"sft": own})
+            files |= _start(b, own)
         else:
-            one = DpoStage.model_validate(
-                {"dpo": settings.variant(name), "min_strength": b.plan.min_strength}
-            )
-        members[name] = b.add(
-            f"{at}/{stage}-{name}", stage, one, inputs=dict(inputs), files={**files, **b.template}
-        )
+            one = DpoStage.model_validate({"dpo": own, "min_strength": b.plan.min_strength})
+            if own.init in {f"sft-{variant}" for variant in b.plan.sft.variants}:
+                read["sft"] = b.steps[f"{at}/{own.init}"]
+            elif own.init is not None:
+                del read["sft"]
+                files["sft"] = b.workspace.find(own.init)
+        members[name] = b.add(f"{at}/{stage}-{name}", stage, one, inputs=read, files=files)
     return b.average(f"{at}/{stage}", settings, members)
 
 

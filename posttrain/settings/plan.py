@@ -18,12 +18,14 @@ from posttrain.settings.engines import (
     VllmEngineSettings,
 )
 from posttrain.settings.judges import Judge, NoJudge
+from posttrain.settings.pretraining import Expert
 from posttrain.settings.resources import Resources
 from posttrain.settings.training import (
     PREFIX_KEEPS_KEYS,
     DpoSettings,
     RewardSettings,
     SftSettings,
+    StageTraining,
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -316,6 +318,9 @@ class Plan(Settings):
     pipeline: dict[str, Any] = {}
     """Overrides of data_quality/pipeline.yaml."""
     bootstrap: Bootstrap
+    experts: dict[Name, Expert] = {}
+    """Branches of the base that recipes may sample from, `policy: {expert: NAME}` (section
+    4.3.1)."""
     rounds: Annotated[tuple[RoundData, ...], Field(min_length=1)]
     annotator: Annotator = FileAnnotator()
     judge: Judge = NoJudge()
@@ -343,6 +348,13 @@ class Plan(Settings):
         strangers = sorted(set(self.recipes) - set(self.mix))
         if strangers:
             raise ValueError(f"recipes.{strangers[0]}: not in mix, which has {sorted(self.mix)}")
+        stages: tuple[tuple[str, StageTraining], ...]
+        stages = (("reward", self.reward), ("sft", self.sft), ("dpo", self.dpo))
+        for stage, own in stages:
+            for name in own.variants:
+                strangers = sorted(set(own.variant(name).mix) - set(self.mix))
+                if strangers:
+                    raise ValueError(f"{stage}.variants.{name}.mix: {strangers[0]} is not in mix")
         return self
 
     @model_validator(mode="after")

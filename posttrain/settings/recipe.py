@@ -25,11 +25,18 @@ class TemperatureRange(Settings):
         return self
 
 
-class ExpertPolicy(Settings):
-    """A model to sample from in place of the round's own policy."""
+class ModelPolicy(Settings):
+    """A model folder to sample from in place of the round's own policy."""
 
     model: str
-    """A model folder in the workspace, or an absolute path."""
+    """A folder in the workspace, or an absolute path."""
+
+
+class ExpertPolicy(Settings):
+    """An expert of the plan to sample from in place of the round's own policy."""
+
+    expert: str
+    """Its name in the plan's `experts`."""
 
 
 Temperature = Annotated[float, Field(gt=0)] | TemperatureRange
@@ -51,9 +58,10 @@ class RecipeSettings(Settings):
     """Round's number, or `last` → a temperature of its own. A plan's last round is both."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Longest response."""
-    policy: Literal["latest", "best"] | ExpertPolicy = "latest"
+    policy: Literal["latest", "best"] | ModelPolicy | ExpertPolicy = "latest"
     """Which model to sample from (section 4.2.2): the latest promoted policy, the one that was
-    best at this capability on dev so far, or an expert: `{model: models/code-expert}`."""
+    best at this capability on dev so far, any folder (`{model: models/code-expert}`), or an
+    expert that the plan trains (`{expert: code}`)."""
     system_prompts: tuple[str, ...] = ()
     """Templates in `prompts/` (without `.jinja`) that steer; they take turns over a prompt's K
     samples."""

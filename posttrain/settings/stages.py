@@ -23,6 +23,7 @@ from posttrain.settings.plan import (
     Splits,
     Tasks,
 )
+from posttrain.settings.pretraining import PretrainSettings
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
 
@@ -74,6 +75,13 @@ class SftStage(Settings):
     """One member of the SFT model, or the bootstrap policy."""
 
     sft: SftSettings
+
+
+class PretrainStage(Settings):
+    """Continued pre-training of the base."""
+
+    pretrain: PretrainSettings
+    decontaminate: Decontaminate
 
 
 class DpoStage(Settings):
@@ -223,6 +231,10 @@ CIRCUMSTANCES = frozenset(
     {
         # Where a file lies; its content enters on its own.
         "sources.*.path",
+        "pretrain.sources.*.files",
+        "reward.init",
+        "sft.init",
+        "dpo.init",
         "evaluation.sources",
         # Whether another step exists, and what is shown of this one.
         "evaluation.members",

@@ -63,6 +63,17 @@ class TrainingSettings(Settings):
     data_seed: int = 0
     """Order of the rows."""
     lora: Lora | None = None
+
+
+class StageTraining(TrainingSettings):
+    """A training in variants, whose models are averaged (section 4.1.5)."""
+
+    init: str | None = None
+    """Model to start from in place of the base, or for DPO of the SFT model: a folder in the
+    workspace or an absolute path; for DPO also `sft-a`, the round's SFT variant of that name."""
+    mix: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Capability → how often its rows are seen where else they are seen once; of 0.5 half of them,
+    by hash."""
     variants: Annotated[dict[VariantName, dict[str, Any]], Field(min_length=1)] = {
         "a": {},
         "b": {"data_seed": 1},
@@ -123,7 +134,7 @@ PREFIX_KEEPS_KEYS = (
 """Why a layout cannot be combined with gradient checkpointing."""
 
 
-class RewardSettings(TrainingSettings):
+class RewardSettings(StageTraining):
     """The reward model, from the pre-trained base, without margin (section 4.1.2)."""
 
     layout: Literal["auto", "packed", "prefix", "rows"] = "auto"
@@ -164,11 +175,11 @@ class RewardSettings(TrainingSettings):
         return self
 
 
-class SftSettings(TrainingSettings):
+class SftSettings(StageTraining):
     """Supervised fine-tuning from the pre-trained base; prompts masked (section 4.1.3)."""
 
 
-class DpoSettings(TrainingSettings):
+class DpoSettings(StageTraining):
     """Direct preference optimisation on the SFT model (section 4.1.4)."""
 
     enabled: bool = True

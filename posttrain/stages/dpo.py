@@ -19,6 +19,6 @@ def run(inputs: Inputs, settings: DpoStage, out: Output) -> None:
         out.part("synthetic", len(made), len(made))
         strong += made
     job = training_job(inputs, out)
-    policy = inputs["sft"] / "model"
+    policy = inputs.model("sft")
     report = run_training(train_dpo, "dpo", policy, strong, out.path / "model", settings.dpo, job)
     keep_books(report, len(strong), out)

@@ -13,7 +13,6 @@ def run(inputs: Inputs, settings: RewardStage, out: Output) -> None:
     folders = inputs.named("preferences:").values()
     strong = strong_preferences(folders, settings.min_strength, out)
     job = training_job(inputs, out)
-    report = run_training(
-        train_reward, "reward", inputs["base"], strong, out.path / "model", settings.reward, job
-    )
+    start, model = inputs.model("base"), out.path / "model"
+    report = run_training(train_reward, "reward", start, strong, model, settings.reward, job)
     keep_books(report, len(strong), out)

@@ -14,6 +14,6 @@ def run(inputs: Inputs, settings: SftStage, out: Output) -> None:
     rows = load_rows(inputs["examples"] / "train.jsonl", Example)
     job = training_job(inputs, out)
     report = run_training(
-        train_sft, "sft", inputs["base"], rows, out.path / "model", settings.sft, job
+        train_sft, "sft", inputs.model("base"), rows, out.path / "model", settings.sft, job
     )
     keep_books(report, len(rows), out)

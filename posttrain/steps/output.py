@@ -38,6 +38,11 @@ class Inputs:
     def __getitem__(self, name: str) -> Path:
         return self.paths[name]
 
+    def model(self, name: str) -> Path:
+        """The model folder of an input, which is a step's folder or a checkpoint."""
+        folder = self.paths[name]
+        return folder / "model" if (folder / "model").is_dir() else folder
+
     def named(self, prefix: str) -> dict[str, Path]:
         """Inputs whose name starts with the prefix, in order of name."""
         return {k: v for k, v in sorted(self.paths.items()) if k.startswith(prefix)}

@@ -32,6 +32,7 @@ from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.memory import memory_advice
+from posttrain.training.mixing import mixed
 from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
     NUM_LAST_STEPS,
@@ -214,13 +215,14 @@ def _train(
 ) -> TrainingReport:
     tokenizer = load_tokenizer(policy, job.template)
     limit = min(settings.max_length, context_length(policy))
-    kept, dropped = dpo_tokens(tokenizer, rows, limit, settings.mask_format_tokens)
+    seen, left_out = mixed(rows, settings)
+    kept, dropped = dpo_tokens(tokenizer, seen, limit, settings.mask_format_tokens)
     checkpoint = prepare_work(job.work, identity_of("dpo", policy, settings, job, kept))
     trainer = dpo_trainer(policy, tokenizer, kept, settings, job)
-    ids = [row.id for row in rows]
+    ids = [row.id for row in seen]
     history = run(trainer, job, checkpoint, ids, partial(check_chosen, settings))
     publish(trainer, tokenizer, out)
-    return report(history, len(kept), dropped)
+    return report(history, len(kept), left_out + dropped)
 
 
 def check_chosen(settings: DpoSettings, history: History) -> None:

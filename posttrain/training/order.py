@@ -16,7 +16,7 @@ PROGRESS, ERROR, ACCELERATE = "progress.json", "error-{rank}.json", "accelerate.
 LAUNCH = "launch"
 """Folder, within a training's work, of the order and its answers."""
 
-Kind = Literal["reward", "sft", "dpo"]
+Kind = Literal["reward", "sft", "dpo", "pretrain"]
 
 
 class Order(Settings):

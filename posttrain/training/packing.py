@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from posttrain.likelihood import IGNORED
 
@@ -51,6 +52,22 @@ class PackedBatches:
                 start = end
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
         return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """A collator for rows that are packed already; each knows its positions."""
+
+    pad_token_id: int
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """B rows of L tokens: `input_ids`, `labels` and `position_ids`, each of shape (B, L)."""
+        # Padding has position 0 throughout, see PackedBatches.
+        fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "position_ids": 0}
+        return {
+            name: pad_sequence([torch.tensor(one[name]).long() for one in features], True, value)
+            for name, value in fill.items()
+        }
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -16,8 +16,9 @@ from accelerate import PartialState
 from pydantic import BaseModel
 
 from posttrain.errors import PosttrainError, StepFailed
-from posttrain.rows import Example, Preference
+from posttrain.rows import Document, Example, Preference
 from posttrain.settings.base import parse
+from posttrain.settings.pretraining import PretrainSettings
 from posttrain.settings.training import (
     DpoSettings,
     RewardSettings,
@@ -30,6 +31,7 @@ from posttrain.training.arguments import on_cpu
 from posttrain.training.dpo import train_dpo
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.order import ERROR, PROGRESS, REPORT, ROWS, Order
+from posttrain.training.pretrain import train_text
 from posttrain.training.ranks import is_main, leave, num_ranks
 from posttrain.training.reward import train_reward
 from posttrain.training.sft import train_sft
@@ -38,6 +40,7 @@ TRAININGS: dict[str, tuple[Callable[..., TrainingReport], type[BaseModel], Any]]
     "reward": (train_reward, Preference, RewardSettings),
     "sft": (train_sft, Example, SftSettings),
     "dpo": (train_dpo, Preference, DpoSettings),
+    "pretrain": (train_text, Document, PretrainSettings),
 }
 
 

@@ -34,6 +34,7 @@ from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.memory import memory_advice
+from posttrain.training.mixing import mixed
 from posttrain.training.rankings import Batch, Collator, Layout, num_tokens, pick_layout
 from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
@@ -173,13 +174,14 @@ def _train(
     _check_head(base)
     tokenizer = load_tokenizer(base, job.template)
     limit = min(settings.max_length, context_length(base))
-    kept, dropped = reward_tokens(tokenizer, rows, limit, settings.isolate)
+    seen, left_out = mixed(rows, settings)
+    kept, dropped = reward_tokens(tokenizer, seen, limit, settings.isolate)
     checkpoint = prepare_work(job.work, identity_of("reward", base, settings, job, kept))
     trainer = reward_trainer(base, tokenizer, kept, settings, job)
-    ids = [row.id for row in rows]
+    ids = [row.id for row in seen]
     history = run(trainer, job, checkpoint, ids)
     publish(trainer, tokenizer, out)
-    return report(history, len(kept), dropped)
+    return report(history, len(kept), left_out + dropped)
 
 
 def _layout(

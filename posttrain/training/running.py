@@ -103,7 +103,7 @@ class NamingRows:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the other collator makes, and `rows`: their places."""
-        return {**self.collate(rows), ROWS: [int(row[ROWS][0]) for row in rows]}
+        return {**self.collate(rows), ROWS: [int(place) for row in rows for place in row[ROWS]]}
 
 
 class Journal(TrainerCallback):
@@ -221,7 +221,7 @@ def identity_of(
             digest.update(f"{name} {len(values)} ".encode() + values.tobytes())
     parts = {
         "kind": kind,
-        "settings": settings.model_dump(mode="json", exclude={"variants", "average"}),
+        "settings": settings.model_dump(mode="json", exclude={"variants", "average", "init"}),
         "precision": job.precision,
         "model_bytes": model_bytes(base),
         "rows": digest.hexdigest(),
@@ -308,7 +308,8 @@ def report(history: History, num_rows: int, dropped: list[Dropped]) -> TrainingR
         "tokens": float(history[-1]["num_tokens"]),
         "rows": float(num_rows),
     }
-    return TrainingReport(metrics, dropped)
+    # A row that is seen several times is left out once.
+    return TrainingReport(metrics, list(dict.fromkeys(dropped)))
 
 
 def _steps(history: History) -> History:

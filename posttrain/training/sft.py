@@ -21,6 +21,7 @@ from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.memory import memory_advice
+from posttrain.training.mixing import mixed
 from posttrain.training.packing import PackedBatches
 from posttrain.training.ranks import sum_over_ranks
 from posttrain.training.running import (
@@ -79,7 +80,8 @@ def _train(
 ) -> TrainingReport:
     tokenizer = load_tokenizer(base, job.template)
     limit = min(settings.max_length, context_length(base))
-    kept, dropped = sft_tokens(tokenizer, rows, limit)
+    seen, left_out = mixed(rows, settings)
+    kept, dropped = sft_tokens(tokenizer, seen, limit)
     checkpoint = prepare_work(job.work, identity_of("sft", base, settings, job, kept))
     trainer = Sft(
         model=str(base),
@@ -92,7 +94,7 @@ def _train(
         processing_class=tokenizer,
         peft_config=lora_config(settings, "CAUSAL_LM"),
     )
-    ids = [row.id for row in rows]
+    ids = [row.id for row in seen]
     history = run(trainer, job, checkpoint, ids)
     publish(trainer, tokenizer, out)
-    return report(history, len(kept), dropped)
+    return report(history, len(kept), left_out + dropped)

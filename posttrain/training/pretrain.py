@@ -1,0 +1,74 @@
+"""Continued pre-training of a model on raw text, for an expert branch (section 4.3.1), on TRL.
+
+Knows TRL's SFTTrainer. Knows nothing of where documents come from.
+
+    train_text(base, documents, out, settings, job)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trl.trainer.sft_config import SFTConfig
+
+from posttrain.models.chat import load_tokenizer
+from posttrain.models.folders import context_length, end_of_text
+from posttrain.rows import Document
+from posttrain.settings.pretraining import PretrainSettings
+from posttrain.training.arguments import lora_config, trainer_arguments
+from posttrain.training.checkpoints import prepare_work
+from posttrain.training.job import Job, TrainingReport
+from posttrain.training.memory import memory_advice
+from posttrain.training.packing import PaddedRows
+from posttrain.training.running import (
+    NamingRows,
+    identity_of,
+    own_process_state,
+    publish,
+    report,
+    run,
+)
+from posttrain.training.sft import Sft
+from posttrain.training.text import text_tokens, tokens_by_source
+from posttrain.training.tokens import in_memory
+
+
+def train_text(
+    base: Path, rows: Sequence[Document], out: Path, settings: PretrainSettings, job: Job
+) -> TrainingReport:
+    """Go on pre-training `base` on documents and write the model to `out` as bfloat16.
+
+    Every token but the first of a document, or of a part of it, is a target.
+
+    Raises:
+        BadInput: a source has no documents, or the base is no model folder.
+        GuardFailed: the loss stops being a finite number.
+        StepFailed: memory ran out.
+    """
+    with own_process_state(job), memory_advice("expert", settings, job):
+        return _train(base, rows, out, settings, job)
+
+
+def _train(
+    base: Path, rows: Sequence[Document], out: Path, settings: PretrainSettings, job: Job
+) -> TrainingReport:
+    tokenizer = load_tokenizer(base, job.template)
+    limit = min(settings.max_length, context_length(base))
+    kept, dropped = text_tokens(tokenizer, end_of_text(base), rows, settings, limit)
+    checkpoint = prepare_work(job.work, identity_of("pretrain", base, settings, job, kept))
+    trainer = Sft(
+        model=str(base),
+        args=SFTConfig(
+            **trainer_arguments(settings, job, len(kept)),
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        data_collator=NamingRows(PaddedRows(int(tokenizer.pad_token_id))),
+        train_dataset=in_memory(kept),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings, "CAUSAL_LM"),
+    )
+    history = run(trainer, job, checkpoint, [row.id for row in rows])
+    publish(trainer, tokenizer, out)
+    done = report(history, len(kept), dropped)
+    read = tokens_by_source(kept, rows)
+    return replace(done, metrics=done.metrics | {f"tokens/{name}": n for name, n in read.items()})
