@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
 
 from posttrain.errors import BadInput, GuardFailed, Preempted
 from posttrain.models.chat import load_tokenizer, render_dialog
@@ -133,6 +134,46 @@ def test_dpo_loss_is_the_papers_with_both_masks(base: Path, tmp_path: Path) -> N
     assert abs(loss.item() - expected.item()) < 1e-5
 
 
+def test_dpo_loss_is_the_same_where_pairs_share_rows(base: Path, tmp_path: Path) -> None:
+    """Dialogs of many lengths, some of them in one row: the float64 loss of each by itself."""
+    words = "red blue green gold small large round flat".split()
+    rows = [
+        Preference(
+            prompt=(turn("user", f"say {n}"),),
+            chosen=(turn("assistant", " ".join(words[: 1 + 3 * n % 8])),),
+            rejected=(
+                turn("assistant", " ".join(words[: 2 + 5 * n % 7]) + " bad" * (1 + 60 * (n == 3))),
+            ),
+            strength="better",
+        )
+        for n in range(8)
+    ]
+    settings = dpo(beta=0.3, nll_weight=0.7)
+    tokenizer = load_tokenizer(base, TEMPLATE)
+    kept, _ = dpo_tokens(tokenizer, rows, 128, mask_format_tokens=True)
+    with own_process_state(job(tmp_path)):
+        trainer = dpo_trainer(base, tokenizer, kept, settings, job(tmp_path))
+        policy: Any = trainer.model
+        perturb(policy)
+        batch = first_batch(trainer)
+        assert len(batch["input_ids"]) < 2 * len(kept) - 3
+        loss = trainer.compute_loss(policy, batch)
+        frozen, moved = (load_causal(base, torch.float64) for _ in range(2))
+        moved.load_state_dict(policy.state_dict())
+        expected = reference_dpo_loss(moved, frozen, kept, settings)
+    assert abs(loss.item() - expected.item()) < 1e-5
+    tokens = sum(len(row[f"{side}_ids"]) for row in kept for side in ("chosen", "rejected"))
+    assert trainer._total_train_tokens == tokens
+
+
+def kept_sides(kept: list[Any]) -> list[dict[str, dict[str, Any]]]:
+    """Ids and targets of each pair's responses."""
+    return [
+        {s: {at: row[f"{s}_{at}"] for at in ("ids", "target")} for s in ("chosen", "rejected")}
+        for row in kept
+    ]
+
+
 def test_without_masks_and_likelihood_it_is_trls_loss(base: Path, tmp_path: Path) -> None:
     settings = dpo(mask_format_tokens=False, nll_weight=0.0)
     tokenizer = load_tokenizer(base, TEMPLATE)
@@ -143,12 +184,20 @@ def test_without_masks_and_likelihood_it_is_trls_loss(base: Path, tmp_path: Path
         perturb(policy)
         batch = first_batch(trainer)
         ours = trainer.compute_loss(policy, dict(batch))
+        sides = [row[side] for side in ("chosen", "rejected") for row in kept_sides(kept)]
         theirs = trainer._compute_loss(
             policy,
             {
-                "input_ids": batch["input_ids"],
-                "attention_mask": batch["attention_mask"],
-                "completion_mask": batch["target"],
+                **{
+                    name: pad_sequence([torch.tensor(one[at]).long() for one in sides], True, fill)
+                    for name, at, fill in (
+                        ("input_ids", "ids", 5),
+                        ("completion_mask", "target", 0),
+                    )
+                },
+                "attention_mask": pad_sequence(
+                    [torch.ones(len(one["ids"])) for one in sides], True
+                ),
                 "ref_chosen_logps": batch["reference_chosen"],
                 "ref_rejected_logps": batch["reference_rejected"],
             },

@@ -39,7 +39,7 @@ VERSIONS = {
     "reward": 2,
     "pretrain": 1,
     "sft": 2,
-    "dpo": 1,
+    "dpo": 2,
     "average": 1,
     "soup": 1,
     "sample": 2,

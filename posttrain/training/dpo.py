@@ -3,7 +3,8 @@
 Header and termination tokens are left out of the DPO term of both responses, and a negative
 log-likelihood of the chosen response, with every one of its tokens, is added. TRL has one mask
 for both terms and takes the likelihood's mean over a micro-batch's tokens, so the loss is ours.
-Shapes: B pairs, T tokens; rows 0..B-1 of a batch are chosen, B..2B-1 rejected.
+Shapes: B pairs, whose dialogs 0..B-1 are chosen and B..2B-1 rejected, packed into R rows of T
+tokens.
 
     train_dpo(sft_model, preferences, out, DpoSettings(beta=0.1), job)
 """
@@ -17,7 +18,6 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -33,13 +33,13 @@ from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.memory import memory_advice
 from posttrain.training.mixing import mixed
+from posttrain.training.packing import packed
 from posttrain.training.ranks import from_all_ranks, sum_over_ranks
 from posttrain.training.running import (
     NUM_LAST_STEPS,
     History,
     NamingRows,
     OurTrainer,
-    PairMean,
     identity_of,
     own_process_state,
     publish,
@@ -54,38 +54,45 @@ REFERENCE_COLUMNS = ("reference_chosen", "reference_rejected")
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads pairs on the right, chosen responses before rejected ones."""
+    """Packs the dialogs of pairs, chosen ones before rejected ones."""
 
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """`input_ids`, `attention_mask`, `target`, `dpo` [2B, T]; references [B] if there."""
+        """What a forward pass takes, and beside it:
 
-        def padded(name: str, value: int) -> torch.Tensor:
-            sides = [row[f"{side}_{name}"] for side in ("chosen", "rejected") for row in rows]
-            return pad_sequence([torch.tensor(s) for s in sides], True, value)
-
-        input_ids = padded("ids", self.pad_token_id)
-        lengths = [len(row[f"{side}_ids"]) for side in ("chosen", "rejected") for row in rows]
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": (
-                torch.arange(input_ids.shape[1]) < torch.tensor(lengths).unsqueeze(1)
-            ).long(),
-            "target": padded("target", 0),
-            "dpo": padded("dpo", 0),
-        }
+        `target`, `dpo` [R, T]: marks of the two terms; `places` [2B, T-1]: where the tokens of each
+        dialog but its first stand among the R (T-1) tokens but each row's first, padded with
+        R (T-1); references [B], if rows have them.
+        """
+        sides = [
+            {"input_ids": row[f"{side}_ids"], **{n: row[f"{side}_{n}"] for n in ("target", "dpo")}}
+            for side in ("chosen", "rejected")
+            for row in rows
+        ]
+        batch = packed(sides, {"input_ids": self.pad_token_id, "target": 0, "dpo": 0})
+        numbers, positions = batch.pop("dialogs")[:, 1:], batch["position_ids"][:, 1:]
+        follows = (numbers >= 0) & (positions > 0)
+        places = torch.full((len(sides), numbers.shape[1]), numbers.numel())
+        flat = torch.arange(numbers.numel()).view_as(numbers)
+        places[numbers[follows], positions[follows] - 1] = flat[follows]
+        batch["places"] = places
         for name in REFERENCE_COLUMNS:
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         return batch
 
 
-class Dpo(OurTrainer, PairMean, DPOTrainer):
+class Dpo(OurTrainer, DPOTrainer):
     """TRL's trainer with the paper's loss; the reference is the model it was loaded with."""
 
+    # The Trainer's own division by the number of parts is wrong once the last part is smaller.
     loss_is_scaled_for_ga = True
     nll_weight: float = 0.0
+
+    def _get_num_items_in_batch(self, batch_samples: Sequence[Batch], device: torch.device) -> int:
+        """Pairs of the whole batch, over its parts and all processes."""
+        return sum_over_ranks(sum(len(batch["places"]) for batch in batch_samples) // 2)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
@@ -110,7 +117,7 @@ class Dpo(OurTrainer, PairMean, DPOTrainer):
             part = own[start : start + batch_size]
             batch = self._prepare_inputs(self.data_collator([rows[i] for i in part]))
             with torch.no_grad(), self.accelerator.autocast():
-                sums = (self.log_probs(model, batch) * batch["dpo"][:, 1:]).sum(1)
+                sums = _by_dialog(self.log_probs(model, batch) * batch["dpo"][:, 1:], batch)
             chosen, rejected = sums.float().chunk(2)
             found += zip(part, chosen.tolist(), rejected.tolist(), strict=True)
         for i, better, worse in from_all_ranks(found):
@@ -119,11 +126,11 @@ class Dpo(OurTrainer, PairMean, DPOTrainer):
         return in_memory(rows)
 
     def log_probs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Log-probability of each token but the first [2B, T-1]; 0 where it is no target."""
+        """Log-probability of each token but the first [R, T-1]; 0 where it is no target."""
         labels = batch["input_ids"].masked_fill(batch["target"] == 0, IGNORED)
         outputs = model(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
             labels=labels,
             use_cache=False,
             fused_lm_head=True,
@@ -140,16 +147,15 @@ class Dpo(OurTrainer, PairMean, DPOTrainer):
     ) -> torch.Tensor:
         """Sum over pairs of DPO + weight * NLL, divided by the pairs of the whole batch."""
         logps = self.log_probs(model, inputs)
-        target, dpo = inputs["target"][:, 1:], inputs["dpo"][:, 1:]
-        chosen, rejected = (logps * dpo).sum(1).chunk(2)
+        chosen, rejected = _by_dialog(logps * inputs["dpo"][:, 1:], inputs).chunk(2)
         chosen_ratio = chosen - inputs["reference_chosen"]
         rejected_ratio = rejected - inputs["reference_rejected"]
         dpo_loss = -logsigmoid(self.beta * (chosen_ratio - rejected_ratio))
-        num_chosen = len(chosen)
-        nll = -logps[:num_chosen].sum(1) / target[:num_chosen].sum(1)
+        sums, counts = (_by_dialog(one, inputs) for one in (logps, inputs["target"][:, 1:]))
+        nll = -(sums / counts).chunk(2)[0]
         # Processes average their gradients, and this is a share of a sum.
         scale = self.accelerator.num_processes / num_items_in_batch if num_items_in_batch else None
-        loss = (dpo_loss + self.nll_weight * nll).sum() * (scale or 1 / num_chosen)
+        loss = (dpo_loss + self.nll_weight * nll).sum() * (scale or 1 / len(chosen))
         self._record(
             {
                 "loss/dpo": dpo_loss,
@@ -162,13 +168,25 @@ class Dpo(OurTrainer, PairMean, DPOTrainer):
                 "rewards/accuracies": (chosen_ratio > rejected_ratio).float(),
             }
         )
-        self._total_train_tokens += sum_over_ranks(int(inputs["attention_mask"].sum()))
+        self._total_train_tokens += sum_over_ranks(_num_tokens(inputs))
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
     def _record(self, values_B: Mapping[str, torch.Tensor]) -> None:
         for name, values in values_B.items():
             self._metrics["train"][name].extend(from_all_ranks(values.detach().float().tolist()))
+
+
+def _by_dialog(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sums [2B] over each dialog of what tokens but the first of a row have [R, T-1]."""
+    with_padding = torch.cat([values.flatten(), values.new_zeros(1)])
+    return with_padding[batch["places"]].sum(1)
+
+
+def _num_tokens(batch: Batch) -> int:
+    """Without padding."""
+    places, first_of_each = batch["places"], len(batch["places"])
+    return int((places < batch["target"][:, 1:].numel()).sum()) + first_of_each
 
 
 def dpo_trainer(

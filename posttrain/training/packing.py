@@ -20,38 +20,51 @@ from posttrain.likelihood import IGNORED
 
 @dataclass(frozen=True)
 class PackedBatches:
-    """A collator for dialogs of different lengths.
-
-    Rows are as long as the batch's longest dialog, so that no attention is larger than without
-    packing. Positions restart at each dialog and no attention mask is given: from that, models of
-    transformers keep the dialogs of a row from seeing each other.
-    """
+    """A collator for dialogs of different lengths."""
 
     pad_token_id: int
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """R rows of L tokens: `input_ids`, `labels` and `position_ids`, each of shape (R, L)."""
-        dialogs = [
-            {name: np.asarray(one[name]) for name in ("input_ids", "labels")} for one in features
-        ]
-        lengths = [len(one["input_ids"]) for one in dialogs]
-        rows = best_fit(lengths, max(lengths))
-        shape = (len(rows), max(lengths))
-        ids = np.full(shape, self.pad_token_id, dtype=np.int64)
-        labels = np.full(shape, IGNORED, dtype=np.int64)
-        # Padding has position 0 throughout: each such token is a dialog of its own.
-        positions = np.zeros(shape, dtype=np.int64)
-        for place, members in enumerate(rows):
-            start = 0
-            for member in members:
-                end = start + lengths[member]
-                ids[place, start:end] = dialogs[member]["input_ids"]
-                # The first token of a dialog follows on another dialog's last: it is no target.
-                labels[place, start + 1 : end] = dialogs[member]["labels"][1:]
-                positions[place, start:end] = np.arange(lengths[member])
-                start = end
-        batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
-        return {name: torch.from_numpy(values) for name, values in batch.items()}
+        batch = packed(features, {"input_ids": self.pad_token_id, "labels": IGNORED})
+        del batch["dialogs"]
+        return batch
+
+
+def packed(
+    dialogs: Sequence[Mapping[str, Any]], padding: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """Dialogs of different lengths as rows of the longest one's length.
+
+    So no attention is larger than without packing. Positions restart at each dialog and no
+    attention mask is given: from that, models of transformers keep the dialogs of a row from
+    seeing each other.
+
+    Args:
+        dialogs: Each with an array for each of the names.
+        padding: Name → what stands where nothing is. `input_ids` is one of them; the others are of
+            targets, and the first token of a dialog is none, as it follows on another dialog.
+
+    Returns:
+        The arrays as tensors (R, L), `position_ids`, and `dialogs`: each token's, -1 on padding.
+    """
+    lengths = [len(one["input_ids"]) for one in dialogs]
+    rows = best_fit(lengths, max(lengths))
+    shape = (len(rows), max(lengths))
+    # Padding has position 0 throughout: each such token is a dialog of its own.
+    fill = {**padding, "position_ids": 0, "dialogs": -1}
+    batch = {name: np.full(shape, value, dtype=np.int64) for name, value in fill.items()}
+    for place, members in enumerate(rows):
+        start = 0
+        for member in members:
+            end = start + lengths[member]
+            for name in padding:
+                first = int(name != "input_ids")
+                batch[name][place, start + first : end] = dialogs[member][name][first:]
+            batch["position_ids"][place, start:end] = np.arange(lengths[member])
+            batch["dialogs"][place, start:end] = member
+            start = end
+    return {name: torch.from_numpy(values) for name, values in batch.items()}
 
 
 @dataclass(frozen=True)

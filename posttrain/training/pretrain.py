@@ -1,6 +1,6 @@
 """Continued pre-training of a model on raw text, for an expert branch (section 4.3.1), on TRL.
 
-Knows TRL's SFTTrainer. Knows nothing of where documents come from.
+Knows rows of text. Knows nothing of where documents come from.
 
     train_text(base, documents, out, settings, job)
 """
@@ -9,28 +9,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trl.trainer.sft_config import SFTConfig
-
 from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import context_length, end_of_text
 from posttrain.rows import Document
 from posttrain.settings.pretraining import PretrainSettings
-from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.memory import memory_advice
 from posttrain.training.packing import PaddedRows
 from posttrain.training.running import (
-    NamingRows,
     identity_of,
     own_process_state,
     publish,
     report,
     run,
 )
-from posttrain.training.sft import Sft
+from posttrain.training.sft import sft_trainer
 from posttrain.training.text import text_tokens, tokens_by_source
-from posttrain.training.tokens import in_memory
 
 
 def train_text(
@@ -56,17 +51,8 @@ def _train(
     limit = min(settings.max_length, context_length(base))
     kept, dropped = text_tokens(tokenizer, end_of_text(base), rows, settings, limit)
     checkpoint = prepare_work(job.work, identity_of("pretrain", base, settings, job, kept))
-    trainer = Sft(
-        model=str(base),
-        args=SFTConfig(
-            **trainer_arguments(settings, job, len(kept)),
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        data_collator=NamingRows(PaddedRows(int(tokenizer.pad_token_id))),
-        train_dataset=in_memory(kept),
-        processing_class=tokenizer,
-        peft_config=lora_config(settings, "CAUSAL_LM"),
-    )
+    collate = PaddedRows(int(tokenizer.pad_token_id))
+    trainer = sft_trainer(base, tokenizer, kept, collate, settings, job)
     history = run(trainer, job, checkpoint, [row.id for row in rows])
     publish(trainer, tokenizer, out)
     done = report(history, len(kept), dropped)

@@ -45,7 +45,7 @@ from posttrain.steps.ending import patient
 from posttrain.training.arguments import on_cpu
 from posttrain.training.checkpoints import METRICS_FILE, read_state
 from posttrain.training.job import Dropped, Job, TrainingReport
-from posttrain.training.ranks import any_rank, from_all_ranks, is_main, sum_over_ranks
+from posttrain.training.ranks import any_rank, from_all_ranks, is_main
 from posttrain.training.tokens import ROWS, TokenRow
 
 NUM_LAST_STEPS = 10
@@ -55,6 +55,7 @@ TRACKED = "TENSORBOARD_LOGGING_DIR"
 MOST_NAMED = 64
 """Rows that an error names."""
 
+Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 History = list[dict[str, Any]]
 
 
@@ -82,24 +83,11 @@ class OurTrainer(Trainer):
         return 0
 
 
-class PairMean:
-    """Hands `compute_loss` the number of pairs of the whole batch, over its parts and all ranks.
-
-    The Trainer's own division by the number of parts is wrong once the last part is smaller; a
-    class that uses this sets `loss_is_scaled_for_ga`.
-    """
-
-    def _get_num_items_in_batch(
-        self, batch_samples: Sequence[Mapping[str, torch.Tensor]], device: torch.device
-    ) -> int:
-        return sum_over_ranks(sum(len(batch["input_ids"]) for batch in batch_samples) // 2)
-
-
 @dataclass(frozen=True)
 class NamingRows:
     """A collator that also says which rows its batch was made of."""
 
-    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    collate: Collate
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the other collator makes, and `rows`: their places."""

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import context_length
 from posttrain.rows import Example
-from posttrain.settings.training import SftSettings
+from posttrain.settings.training import SftSettings, TrainingSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
 from posttrain.training.checkpoints import prepare_work
 from posttrain.training.job import Job, TrainingReport
@@ -25,6 +26,7 @@ from posttrain.training.mixing import mixed
 from posttrain.training.packing import PackedBatches
 from posttrain.training.ranks import sum_over_ranks
 from posttrain.training.running import (
+    Collate,
     NamingRows,
     OurTrainer,
     identity_of,
@@ -33,7 +35,7 @@ from posttrain.training.running import (
     report,
     run,
 )
-from posttrain.training.tokens import in_memory, sft_tokens
+from posttrain.training.tokens import TokenRow, in_memory, sft_tokens
 
 
 class Sft(OurTrainer, SFTTrainer):
@@ -57,6 +59,28 @@ class Sft(OurTrainer, SFTTrainer):
         self._total_train_tokens = before + tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
+
+
+def sft_trainer(
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    kept: Sequence[TokenRow],
+    collate: Collate,
+    settings: TrainingSettings,
+    job: Job,
+) -> Sft:
+    """A trainer on rows that `collate` lays out as `input_ids`, `labels` and `position_ids`."""
+    return Sft(
+        model=str(base),
+        args=SFTConfig(
+            **trainer_arguments(settings, job, len(kept)),
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        data_collator=NamingRows(collate),
+        train_dataset=in_memory(kept),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings, "CAUSAL_LM"),
+    )
 
 
 def train_sft(
@@ -83,17 +107,8 @@ def _train(
     seen, left_out = mixed(rows, settings)
     kept, dropped = sft_tokens(tokenizer, seen, limit)
     checkpoint = prepare_work(job.work, identity_of("sft", base, settings, job, kept))
-    trainer = Sft(
-        model=str(base),
-        args=SFTConfig(
-            **trainer_arguments(settings, job, len(kept)),
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        data_collator=NamingRows(PackedBatches(int(tokenizer.pad_token_id))),
-        train_dataset=in_memory(kept),
-        processing_class=tokenizer,
-        peft_config=lora_config(settings, "CAUSAL_LM"),
-    )
+    collate = PackedBatches(int(tokenizer.pad_token_id))
+    trainer = sft_trainer(base, tokenizer, kept, collate, settings, job)
     ids = [row.id for row in seen]
     history = run(trainer, job, checkpoint, ids)
     publish(trainer, tokenizer, out)
