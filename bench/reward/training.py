@@ -31,7 +31,7 @@ from posttrain.training.job import Job
 from posttrain.training.rankings import read
 from posttrain.training.reward import reward_trainer
 from posttrain.training.running import own_process_state
-from posttrain.training.tokens import TokenRow, in_memory
+from posttrain.training.tokens import ROWS, TokenRow, in_memory
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "rounds" / "tiny" / "base"
@@ -91,8 +91,9 @@ def make_rows(case: Case) -> list[TokenRow]:
             "response_ids": draw(case.responses * case.response),
             "response_lengths": lengths,
             "key": draw(1),
+            ROWS: torch.tensor([place], dtype=torch.int32).numpy(),
         }
-        for _ in range(case.batch)
+        for place in range(case.batch)
     ]
 
 
@@ -112,9 +113,10 @@ def theirs(base: Path, work: Path, rows: Sequence[TokenRow]) -> RewardTrainer:
         for better, worse in combinations(one.responses, 2)
     ]
     settings = RewardSettings(max_length=4096, batch_size=len(pairs))
+    lengths = [len(pair["chosen_ids"]) for pair in pairs]
     return RewardTrainer(
         model=str(base),
-        args=RewardConfig(**trainer_arguments(settings, _job(work), len(pairs))),
+        args=RewardConfig(**trainer_arguments(settings, _job(work), lengths)),
         train_dataset=in_memory(pairs),
         processing_class=load_tokenizer(base),
     )
@@ -133,6 +135,7 @@ def stepper(trainer: Any) -> Callable[[], None]:
 
     def step() -> None:
         batch = trainer.data_collator(rows)
+        batch.pop(ROWS, None)
         num_items = trainer._get_num_items_in_batch([batch], trainer.args.device)
         trainer.training_step(trainer.model, batch, num_items)
         trainer.optimizer.step()
@@ -182,7 +185,9 @@ def agreement(base: Path, work: Path) -> dict[str, Any]:
     for layout in ("rows", "packed", "prefix"):
         trainer: Any = ours(base, work, rows, layout)
         batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
-        inputs = {k: v for k, v in batch.items() if k not in ("better", "worse", "num_tokens")}
+        inputs = {
+            k: v for k, v in batch.items() if k not in ("better", "worse", "num_tokens", ROWS)
+        }
         trainer.compute_loss(trainer.model, batch).backward()
         gradients = [w.grad.flatten() for w in trainer.model.parameters() if w.grad is not None]
         with torch.no_grad():

@@ -198,10 +198,11 @@ def dpo_trainer(
 ) -> Dpo:
     """A trainer whose policy and reference both come from the folder `policy`."""
     assert isinstance(tokenizer.pad_token_id, int)
+    longer = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in kept]
     trainer = Dpo(
         model=str(policy),
         args=DPOConfig(
-            **trainer_arguments(settings, job, len(kept)),
+            **trainer_arguments(settings, job, longer),
             beta=settings.beta,
             precompute_ref_log_probs=True,
         ),

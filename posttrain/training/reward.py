@@ -134,7 +134,7 @@ def reward_trainer(
         GuardFailed: the model does not score a response in this layout as it does alone.
     """
     assert isinstance(tokenizer.pad_token_id, int)
-    arguments = trainer_arguments(settings, job, len(kept))
+    arguments = trainer_arguments(settings, job, list(map(num_tokens, kept)))
     layout = _layout(base, kept, settings, job, arguments["per_device_train_batch_size"])
     collator = Collator(layout, tokenizer.pad_token_id, settings.isolate, settings.data_seed)
     trainer = Reward(

@@ -73,7 +73,7 @@ def sft_trainer(
     return Sft(
         model=str(base),
         args=SFTConfig(
-            **trainer_arguments(settings, job, len(kept)),
+            **trainer_arguments(settings, job, [len(row["input_ids"]) for row in kept]),
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         data_collator=NamingRows(collate),
