@@ -7,13 +7,15 @@ stage's affair.
     strong_preferences([inputs["preferences"]], Strength.BETTER, out)
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from posttrain.annotation import with_checked_edit
+from posttrain.errors import BadInput
 from posttrain.rows import Message, Preference, Strength, content_id
 from posttrain.steps.output import Output
 from posttrain.tables import complaint, load_rows
@@ -76,11 +78,23 @@ class _Dialog(BaseModel):
 
 
 def strong_preferences(
-    folders: Iterable[Path], min_strength: Strength, out: Output
+    folders: Iterable[Path],
+    min_strength: Strength,
+    out: Output,
+    made: Sequence[Preference] = (),
 ) -> list[Preference]:
     """Training pairs of preference steps that are strong enough; weaker ones in the books.
 
     The reward model and DPO train on *better* and *significantly better* only (section 4.2.1).
+
+    Args:
+        folders: Of preference steps.
+        min_strength: The weakest that is trained on.
+        out: Whose books it goes to.
+        made: Pairs that nobody judged, which come after those.
+
+    Raises:
+        BadInput: no pair is left.
     """
     rows = [row for folder in folders for row in load_rows(folder / "train.jsonl", Preference)]
     strong = []
@@ -90,7 +104,15 @@ def strong_preferences(
         else:
             out.drop(row.id, "too weak", strength=str(row.strength))
     out.part("strength", len(rows), len(strong))
-    return strong
+    if not strong and not made:
+        found = Counter(str(row.strength) for row in rows)
+        raise BadInput(
+            f"no preference is left to train on: of {len(rows)} none is {min_strength} or stronger "
+            f"({dict(found) or 'there are none'}); lower min_strength, or give more preferences"
+        )
+    if made:
+        out.part("synthetic", len(made), len(made))
+    return [*strong, *made]
 
 
 def at_last_turn(row: Preference) -> Preference:

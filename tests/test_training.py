@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from posttrain.settings.resources import Resources
 from posttrain.settings.training import DpoSettings, Lora, RewardSettings, SftSettings
 from posttrain.steps import ending
 from posttrain.training.checkpoints import newest_complete_checkpoint
-from posttrain.training.dpo import dpo_trainer, train_dpo
+from posttrain.training.dpo import Dpo, dpo_trainer, train_dpo
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.precision import choose_precision
 from posttrain.training.pretrain import train_text
@@ -79,6 +80,21 @@ TRAININGS: dict[str, Train] = {
     "pretrain": lambda base, out, job: train_text(base, documents(), out, pretraining(), job),
     "dpo": lambda base, out, job: train_dpo(
         base, preferences(42), out, DpoSettings.model_validate({**COMMON, "epochs": 2}), job
+    ),
+}
+
+
+ADAPTERS = {**COMMON, "epochs": 2, "lora": Lora(rank=2, dropout=0.1).model_dump()}
+KILLED: dict[str, Train] = {
+    **TRAININGS,
+    "sft-lora": lambda base, out, job: train_sft(
+        base, examples(42), out, SftSettings.model_validate(ADAPTERS), job
+    ),
+    "reward-lora": lambda base, out, job: train_reward(
+        base, preferences(30), out, RewardSettings.model_validate(ADAPTERS), job
+    ),
+    "dpo-lora": lambda base, out, job: train_dpo(
+        base, preferences(42), out, DpoSettings.model_validate(ADAPTERS), job
     ),
 }
 
@@ -206,6 +222,39 @@ def test_without_masks_and_likelihood_it_is_trls_loss(base: Path, tmp_path: Path
     assert abs(ours.item() - theirs.item()) < 1e-6
 
 
+def test_the_reference_is_computed_once_for_pairs_and_masks(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variants share it; other masks, pairs or weights have their own."""
+    computed, compute = [], Dpo._compute_references
+
+    def count(self: Any, rows: Any, batch_size: int) -> Any:
+        computed.append(len(rows))
+        return compute(self, rows, batch_size)
+
+    monkeypatch.setattr(Dpo, "_compute_references", count)
+
+    def train(name: str, start: Path = base, rows: int = 16, **changes: Any) -> bytes:
+        own = replace(job(tmp_path / f"{name}-work"), shared=tmp_path / "shared")
+        train_dpo(start, preferences(rows), tmp_path / name, dpo(**changes), own)
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    alone = tmp_path / "alone"
+    train_dpo(base, preferences(16), alone, dpo(), job(tmp_path / "alone-work"))
+    assert train("a") == (alone / "model.safetensors").read_bytes()
+    assert computed == [16, 16]
+    found = train("b", data_seed=1)
+    assert computed == [16, 16]
+    shutil.rmtree(tmp_path / "shared")
+    assert train("b-again", data_seed=1) == found
+    assert len(computed) == 3
+    train("unmasked", mask_format_tokens=False)
+    train("fewer", rows=8)
+    other = make_model(tmp_path / "other", seed=5)
+    train("other-model", start=other)
+    assert computed == [16, 16, 16, 16, 8, 16]
+
+
 def test_masks_leave_the_prompt_out_and_format_tokens_out_of_dpo_alone(base: Path) -> None:
     tokenizer = load_tokenizer(base, TEMPLATE)
     row = preferences(1)[0]
@@ -292,7 +341,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.test_training import TRAININGS, job
+from tests.test_training import KILLED, job
 from dataclasses import replace
 base, kinds = Path(sys.argv[1]), sys.argv[3:]
 for kind in kinds:
@@ -301,7 +350,7 @@ for kind in kinds:
         while done == 8 and (root / 'slow').exists():
             time.sleep(0.05)
     work = replace(job(root / 'work', checkpoint_every=2), progress=wait)
-    TRAININGS[kind](base, root / 'out', work)
+    KILLED[kind](base, root / 'out', work)
     print('done', kind, flush=True)
 """
 
@@ -332,7 +381,7 @@ def kill_in_step_eight(process: subprocess.Popen[str], root: Path) -> None:
 
 
 def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) -> None:
-    for kind in TRAININGS:
+    for kind in KILLED:
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "slow").touch()
         kill_in_step_eight(start(base, tmp_path, kind), tmp_path / kind)
@@ -340,10 +389,10 @@ def test_killed_trainings_end_with_the_same_bytes(base: Path, tmp_path: Path) ->
         left = newest_complete_checkpoint(tmp_path / kind / "work")
         assert left is not None
         assert left.name == "checkpoint-6"
-    again = start(base, tmp_path, *TRAININGS)
+    again = start(base, tmp_path, *KILLED)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
-    for kind, train in TRAININGS.items():
+    for kind, train in KILLED.items():
         # Saving checkpoints less often must not matter either.
         whole = train(base, tmp_path / f"{kind}-whole", job(tmp_path / f"{kind}-work"))
         resumed = tmp_path / kind / "out" / "model.safetensors"

@@ -12,12 +12,10 @@ from posttrain.training.launching import run_training
 
 def run(inputs: Inputs, settings: DpoStage, out: Output) -> None:
     """Write `model/` and the training curve `metrics.jsonl`."""
-    folders = [inputs["preferences"]]
-    strong = strong_preferences(folders, settings.min_strength, out)
+    folders, made = [inputs["preferences"]], []
     if "select" in inputs.paths:
         made = load_rows(inputs["select"] / "pairs.jsonl", Preference)
-        out.part("synthetic", len(made), len(made))
-        strong += made
+    strong = strong_preferences(folders, settings.min_strength, out, made)
     job = training_job(inputs, out)
     policy = inputs.model("sft")
     report = run_training(train_dpo, "dpo", policy, strong, out.path / "model", settings.dpo, job)

@@ -27,6 +27,7 @@ def training_job(inputs: Inputs, out: Output) -> Job:
         resources=inputs.resources,
         precision=_precision(inputs),
         name=f"{run.name}/{address}",
+        shared=run / "shared",
         tracked=run / "tracked" / address,
         template=inputs.paths.get("template"),
         progress=out.progress,

@@ -35,6 +35,7 @@ from posttrain.training.memory import memory_advice
 from posttrain.training.mixing import mixed
 from posttrain.training.packing import packed
 from posttrain.training.ranks import from_all_ranks, sum_over_ranks
+from posttrain.training.references import LogProbs, References
 from posttrain.training.running import (
     NUM_LAST_STEPS,
     History,
@@ -90,6 +91,11 @@ class Dpo(OurTrainer, DPOTrainer):
     loss_is_scaled_for_ga = True
     nll_weight: float = 0.0
 
+    def __init__(self, *args: Any, references: References, **kwargs: Any) -> None:
+        """As TRL's, which computes the reference at once where it is not known."""
+        self._references = references
+        super().__init__(*args, **kwargs)
+
     def _get_num_items_in_batch(self, batch_samples: Sequence[Batch], device: torch.device) -> int:
         """Pairs of the whole batch, over its parts and all processes."""
         return sum_over_ranks(sum(len(batch["places"]) for batch in batch_samples) // 2)
@@ -103,6 +109,15 @@ class Dpo(OurTrainer, DPOTrainer):
         TRL's own are cached under a key that knows nothing of the masks.
         """
         rows = [dict(row) for row in dataset]
+        values = self._references.load()
+        if values is None:
+            values = self._compute_references(rows, batch_size)
+            self._references.save(values)
+        for row, both in zip(rows, values, strict=True):
+            row |= dict(zip(REFERENCE_COLUMNS, both, strict=True))
+        return in_memory(rows)
+
+    def _compute_references(self, rows: Sequence[Mapping[str, Any]], batch_size: int) -> LogProbs:
         longest_first = sorted(
             range(len(rows)),
             key=lambda i: -max(len(rows[i]["chosen_ids"]), len(rows[i]["rejected_ids"])),
@@ -115,15 +130,13 @@ class Dpo(OurTrainer, DPOTrainer):
         found: list[tuple[int, float, float]] = []
         for start in range(0, len(own), batch_size):
             part = own[start : start + batch_size]
-            batch = self._prepare_inputs(self.data_collator([rows[i] for i in part]))
+            batch = self._prepare_inputs(self.data_collator([dict(rows[i]) for i in part]))
             with torch.no_grad(), self.accelerator.autocast():
                 sums = _by_dialog(self.log_probs(model, batch) * batch["dpo"][:, 1:], batch)
             chosen, rejected = sums.float().chunk(2)
             found += zip(part, chosen.tolist(), rejected.tolist(), strict=True)
-        for i, better, worse in from_all_ranks(found):
-            rows[i] |= dict(zip(REFERENCE_COLUMNS, (better, worse), strict=True))
         model.train(training)
-        return in_memory(rows)
+        return [(better, worse) for _, better, worse in sorted(from_all_ranks(found))]
 
     def log_probs(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Log-probability of each token but the first [R, T-1]; 0 where it is no target."""
@@ -199,13 +212,12 @@ def dpo_trainer(
     """A trainer whose policy and reference both come from the folder `policy`."""
     assert isinstance(tokenizer.pad_token_id, int)
     longer = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in kept]
+    arguments = trainer_arguments(settings, job, longer)
+    batch_size = arguments["per_device_train_batch_size"]
     trainer = Dpo(
         model=str(policy),
-        args=DPOConfig(
-            **trainer_arguments(settings, job, longer),
-            beta=settings.beta,
-            precompute_ref_log_probs=True,
-        ),
+        args=DPOConfig(**arguments, beta=settings.beta, precompute_ref_log_probs=True),
+        references=References.of(policy, kept, job, batch_size),
         data_collator=NamingRows(Collator(tokenizer.pad_token_id)),
         train_dataset=in_memory(kept),
         processing_class=tokenizer,

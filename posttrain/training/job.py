@@ -36,6 +36,8 @@ class Job:
     """Called with optimizer steps done and to do."""
     name: str = "training"
     """What trackers call this training: plan and step."""
+    shared: Path | None = None
+    """Folder for what other trainings can use as well; None keeps it in `work`."""
     tracked: Path | None = None
     """Folder for a tracker that writes files; None has it lie within `work`."""
 

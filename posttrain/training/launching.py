@@ -65,6 +65,7 @@ def run_training(
         resources=resources,
         precision=job.precision,
         name=job.name,
+        shared=job.shared,
         tracked=job.tracked,
         template=job.template,
         head=_head(resources),

@@ -31,6 +31,7 @@ class Order(Settings):
     resources: Resources
     precision: Precision
     name: str
+    shared: Path | None
     tracked: Path | None
     template: Path | None
     head: str

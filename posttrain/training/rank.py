@@ -54,6 +54,7 @@ def main(path: str) -> int:
         resources=order.resources,
         precision=order.precision,
         name=order.name,
+        shared=order.shared,
         tracked=order.tracked,
         template=order.template,
         progress=lambda done, total: _tell(order, done, total),

@@ -7,7 +7,6 @@ Knows the Trainer's callbacks and state. Knows no loss.
 """
 
 import gc
-import hashlib
 import json
 import math
 import os
@@ -46,7 +45,7 @@ from posttrain.training.arguments import on_cpu
 from posttrain.training.checkpoints import METRICS_FILE, read_state
 from posttrain.training.job import Dropped, Job, TrainingReport
 from posttrain.training.ranks import any_rank, from_all_ranks, is_main
-from posttrain.training.tokens import ROWS, TokenRow
+from posttrain.training.tokens import ROWS, TokenRow, digest_of
 
 NUM_LAST_STEPS = 10
 """Optimizer steps over which a report's figures are means; one step alone is noisy."""
@@ -203,16 +202,12 @@ def identity_of(
     kind: str, base: Path, settings: TrainingSettings, job: Job, rows: Sequence[TokenRow]
 ) -> str:
     """A text that is equal for two trainings exactly if one may continue the other."""
-    digest = hashlib.sha256()
-    for row in rows:
-        for name, values in sorted(row.items()):
-            digest.update(f"{name} {len(values)} ".encode() + values.tobytes())
     parts = {
         "kind": kind,
         "settings": settings.model_dump(mode="json", exclude={"variants", "average", "init"}),
         "precision": job.precision,
         "model_bytes": model_bytes(base),
-        "rows": digest.hexdigest(),
+        "rows": digest_of(rows),
     }
     return canonical_json(parts)
 
