@@ -1,34 +1,39 @@
-"""Averages model folders outside of any run: uniform, weighted, or a greedy soup.
+"""Averages model folders outside of any run.
 
-Knows folders and a file of development dialogs; the averaging is done by `posttrain.averaging`.
+Knows folders; the averaging is done by `posttrain.averaging`. Loads no model, and
+nothing that could: measuring models to choose among them is `posttrain.soup_files`'s affair.
 
     average_files(AverageSettings(members=(Path("a"), Path("b"))), Path("mean"))
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from posttrain.averaging import average_models, greedy_soup
+from posttrain.averaging import average_models
+from posttrain.averaging.soup import Soup
 from posttrain.errors import BadInput
-from posttrain.likelihood import assistant_log_probs
-from posttrain.models.chat import load_tokenizer
-from posttrain.models.devices import pick_device
-from posttrain.models.folders import context_length, load_causal
 from posttrain.progress import progress
 from posttrain.settings.average_options import AverageSettings
-from posttrain.tables import read_table
-from posttrain.training.tokens import TokenRow, sft_tokens
-from posttrain.user_rows import ScoredDialog
 
 CARD = "README.md"
+Choose = Callable[[AverageSettings, dict[str, Path], Path], Soup]
+"""Members by name, and a folder to remember measures in, to those that join."""
 
 
-def average_files(settings: AverageSettings, out: Path) -> dict[str, Any]:
+def average_files(
+    settings: AverageSettings, out: Path, choose: Choose | None = None
+) -> dict[str, Any]:
     """Write the average into a new folder, with a card that names its members; what was done.
 
-    The folder appears whole. A greedy soup that was killed goes on.
+    The folder appears whole. A soup that was killed goes on.
+
+    Args:
+        settings: The members, and how they are weighed.
+        out: The folder.
+        choose: Which of them join; None has all of them.
 
     Raises:
         BadInput: the folder is there, or members do not fit together.
@@ -42,7 +47,7 @@ def average_files(settings: AverageSettings, out: Path) -> dict[str, Any]:
     shutil.rmtree(model, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     try:
-        summary = _averaged(settings, model, work)
+        summary = _averaged(settings, model, work, choose)
         os.replace(model, out)
     finally:
         # What a soup has measured is kept for the next try; nothing else is of use.
@@ -52,11 +57,13 @@ def average_files(settings: AverageSettings, out: Path) -> dict[str, Any]:
     return summary
 
 
-def _averaged(settings: AverageSettings, model: Path, work: Path) -> dict[str, Any]:
+def _averaged(
+    settings: AverageSettings, model: Path, work: Path, choose: Choose | None
+) -> dict[str, Any]:
     members, measures = list(settings.members), {}
-    if settings.method == "greedy":
+    if choose is not None:
         names = {f"{place:02}": member for place, member in enumerate(settings.members)}
-        soup = _soup(settings, names, work)
+        soup = choose(settings, names, work)
         members = [names[name] for name in soup.members]
         shown = {name: str(member) for name, member in names.items()}
         measures = {
@@ -77,33 +84,6 @@ def _averaged(settings: AverageSettings, model: Path, work: Path) -> dict[str, A
     }
     (model / CARD).write_text(_card(summary))
     return summary
-
-
-def _soup(settings: AverageSettings, names: dict[str, Path], work: Path) -> Any:
-    first = settings.members[0]
-    if any((member / "adapter_config.json").exists() for member in settings.members):
-        raise BadInput("--method greedy: merge adapters first, each has to be measured by itself")
-    tokenizer = load_tokenizer(first, settings.template)
-    assert settings.dev is not None
-    table = read_table(settings.dev, ScoredDialog)
-    table.check_share(0.0, "fix them")
-    rows, _ = sft_tokens(tokenizer, table.rows, context_length(first))
-    pad_token_id = int(tokenizer.pad_token_id)
-
-    def measure(label: str, folder: Path) -> float:
-        return -mean_nll(folder, rows, pad_token_id, settings)
-
-    return greedy_soup(names, measure, work)
-
-
-def mean_nll(
-    folder: Path, rows: list[TokenRow], pad_token_id: int, settings: AverageSettings
-) -> float:
-    """Negative log-likelihood a target token, in nats."""
-    model = load_causal(folder)
-    model.to(pick_device(settings.device))  # type: ignore[arg-type]
-    likely = assistant_log_probs(model, rows, pad_token_id)
-    return -sum(one.total for one in likely) / sum(one.tokens for one in likely)
 
 
 def _card(summary: dict[str, Any]) -> str:

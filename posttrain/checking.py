@@ -15,7 +15,8 @@ from posttrain.embedding import embedder_folder
 from posttrain.errors import BadInput
 from posttrain.judging import simulated
 from posttrain.models.chat import control_tokens, load_tokenizer, render_dialog
-from posttrain.models.folders import check_model_folder, context_length
+from posttrain.models.files import context_length
+from posttrain.models.folders import check_model_folder
 from posttrain.preference_rows import JudgedRow
 from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import BadInput, StepFailed
 from posttrain.hooks import PromptRequest
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.recipes import Recipe, StepHandle, open_recipes
 from posttrain.responses import contains_any, steered, steering_prompts
 from posttrain.rows import Prompt, Split, prompt_hash, split_of, stable_seed

@@ -20,12 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.errors import BadInput
 from posttrain.generation import Engine, Generates, Request, Sample
 from posttrain.models.chat import control_tokens, load_tokenizer, render_prompt
-from posttrain.models.folders import (
-    check_model_folder,
-    context_length,
-    no_progress_bars,
-    read_tensors,
-)
+from posttrain.models.files import context_length, read_tensors
+from posttrain.models.folders import check_model_folder, no_progress_bars
 from posttrain.progress import Told, progress
 from posttrain.responses import (
     CONTROL_TOKEN,

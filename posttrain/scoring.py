@@ -16,13 +16,8 @@ from transformers import AutoModelForSequenceClassification
 
 from posttrain.errors import BadInput, GuardFailed
 from posttrain.models.chat import dialog_ids, load_tokenizer
-from posttrain.models.folders import (
-    check_model_folder,
-    context_length,
-    no_progress_bars,
-    read_config,
-    read_tensors,
-)
+from posttrain.models.files import context_length, read_config, read_tensors
+from posttrain.models.folders import check_model_folder, no_progress_bars
 from posttrain.rows import Message, Preference
 from posttrain.sampling.vllm_pooling import VllmPooling
 from posttrain.settings.engines import VllmEngineSettings

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from posttrain.errors import BadInput
 from posttrain.models.chat import load_tokenizer
-from posttrain.models.folders import end_of_text, load_causal
+from posttrain.models.files import end_of_text
+from posttrain.models.folders import load_causal
 from posttrain.rows import Document
 from posttrain.training.packing import PaddedRows
 from posttrain.training.pretrain import train_text

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from posttrain.errors import BadInput, GuardFailed
 from posttrain.models.chat import load_tokenizer
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.engines import VllmEngineSettings
 from posttrain.settings.plan import Scoring

@@ -24,7 +24,8 @@ from transformers.models.llama import LlamaForSequenceClassification
 
 from bench.machine import write_result
 from posttrain.models.chat import dialog_ids, load_tokenizer
-from posttrain.models.folders import context_length, no_progress_bars
+from posttrain.models.files import context_length
+from posttrain.models.folders import no_progress_bars
 from posttrain.rows import Message
 from posttrain.scoring import Dialog, RewardScorer, batches
 

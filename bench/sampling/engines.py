@@ -28,7 +28,7 @@ from bench.machine import write_result
 from bench.sampling.prompts import BASE, tiny_prompts
 from posttrain.generation import Request
 from posttrain.models.chat import end_token_ids, load_tokenizer
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.rows import stable_seed
 from posttrain.sampling import vllm_engine, vllm_workers
 from posttrain.sampling.prompts import render_requests

@@ -9,6 +9,7 @@ its own. Exact means: each element is the float64 mean, rounded once.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,8 +104,32 @@ def measured(members: list[Path], folder: Path, options: argparse.Namespace) -> 
             "mergekit seconds": round(min(theirs)[0], 2),
             "of mergekit's time": round(min(ours)[0] / min(theirs)[0], 3),
             "elements of mergekit's that are not": wrong_elements(members, folder / "theirs"),
+            **commands(members, folder, options),
         }
     return result
+
+
+def commands(members: list[Path], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both tools' whole commands, from the start of Python to its end."""
+    parts = [{"model": str(member), "parameters": {"weight": 1.0}} for member in members]
+    plan = {"merge_method": "linear", "dtype": "float32", "out_dtype": "bfloat16", "models": parts}
+    (folder / "plan.yaml").write_text(json.dumps(plan))
+    flags = ["--quiet", "--lazy-unpickle", "--no-copy-tokenizer"]
+    merge = options.mergekit.parent / "mergekit-yaml"
+    ours = [sys.executable, "-m", "posttrain", "average", *map(str, members), "--out"]
+    times: dict[str, list[float]] = {"ours": [], "mergekit": []}
+    for turn in range(options.repeats):
+        out = {name: folder / f"{name}-command-{turn}" for name in times}
+        theirs = [str(merge), str(folder / "plan.yaml"), str(out["mergekit"]), *flags]
+        for name, command in (("ours", [*ours, str(out["ours"])]), ("mergekit", theirs)):
+            begun = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+            times[name].append(time.perf_counter() - begun)
+            shutil.rmtree(out[name])
+    return {
+        "whole commands, seconds": {name: round(min(own), 2) for name, own in times.items()},
+        "of mergekit's whole command": round(min(times["ours"]) / min(times["mergekit"]), 3),
+    }
 
 
 def run_one(folders: list[Path]) -> list[float]:

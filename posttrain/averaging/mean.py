@@ -25,13 +25,7 @@ import torch
 
 from posttrain.averaging.members import FLOATS, Member, Reader, check_same, open_member
 from posttrain.errors import BadInput, Damaged, GuardFailed
-from posttrain.models.folders import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    Tensor,
-    ties_embeddings,
-    weight_files,
-)
+from posttrain.models.files import INDEX_FILE, SINGLE_FILE, Tensor, ties_embeddings, weight_files
 
 BLOCK_ELEMENTS = 1_000_000
 """Elements of one tensor that are read at a time, from each member."""

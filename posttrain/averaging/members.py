@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 from posttrain.errors import BadInput, Damaged
-from posttrain.models.folders import ADAPTER_FILE, Tensor, read_config, read_header, read_tensors
+from posttrain.models.files import ADAPTER_FILE, Tensor, read_config, read_header, read_tensors
 
 FLOATS = {
     "F64": torch.float64,

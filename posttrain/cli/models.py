@@ -188,7 +188,8 @@ def average_command(
             "device": device,
         },
     )
-    summary = call("posttrain.average_files:average_files", settings, out)
+    module = "soup_files" if settings.method == "greedy" else "average_files"
+    summary = call(f"posttrain.{module}:{module}", settings, out)
     if as_json:
         print_json(summary)
         return

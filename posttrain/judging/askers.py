@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from posttrain.generation import Engine, Request
 from posttrain.models.chat import load_tokenizer, render_prompt
 from posttrain.models.devices import Device
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.rows import Message, content_id
 from posttrain.sampling.openai_client import Client, Unusable, shown
 from posttrain.sampling.openai_client import Question as HttpQuestion

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.rows import FinishReason
 from posttrain.sampling.openai_client import Client, Question, Unusable, shown
 from posttrain.sampling.openai_models import alone, find_model, load_weights, parse_answer

@@ -22,7 +22,8 @@ from posttrain.errors import BadInput, StepFailed
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
 from posttrain.models.devices import Device, pick_device
-from posttrain.models.folders import context_length, no_progress_bars
+from posttrain.models.files import context_length
+from posttrain.models.folders import no_progress_bars
 from posttrain.rows import FinishReason
 from posttrain.sampling.draws import draw_tokens, uniforms
 from posttrain.sampling.prompts import (

@@ -15,7 +15,7 @@ from typing import Any
 from posttrain.errors import BadInput
 from posttrain.generation import Request, Sample
 from posttrain.models.chat import end_token_ids, load_tokenizer
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.sampling.prompts import render_requests
 from posttrain.sampling.vllm_requests import Output, to_samples, vllm_params
 from posttrain.sampling.vllm_workers import VllmWorkers, model_options

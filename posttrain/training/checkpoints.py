@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import Damaged
-from posttrain.models.folders import INDEX_FILE, read_header, read_tensors
+from posttrain.models.files import INDEX_FILE, read_header, read_tensors
 from posttrain.training.ranks import main_first, num_ranks
 
 STATE_FILE = "trainer_state.json"

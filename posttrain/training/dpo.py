@@ -25,7 +25,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from posttrain.errors import GuardFailed
 from posttrain.likelihood import IGNORED
 from posttrain.models.chat import load_tokenizer
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.rows import Preference
 from posttrain.settings.training import DpoSettings
 from posttrain.training.arguments import lora_config, trainer_arguments

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from posttrain.models.chat import load_tokenizer
-from posttrain.models.folders import context_length, end_of_text
+from posttrain.models.files import context_length, end_of_text
 from posttrain.rows import Document
 from posttrain.settings.pretraining import PretrainSettings
 from posttrain.training.checkpoints import prepare_work

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from posttrain.models.folders import weight_files
+from posttrain.models.files import weight_files
 from posttrain.rows import canonical_json
 from posttrain.steps.fingerprint import file_hash
 from posttrain.tables import read_json, write_json

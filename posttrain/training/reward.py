@@ -27,7 +27,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from posttrain.errors import BadInput, GuardFailed
 from posttrain.models.chat import load_tokenizer
-from posttrain.models.folders import context_length, hidden_size, read_tensors
+from posttrain.models.files import context_length, hidden_size, read_tensors
 from posttrain.rows import Preference
 from posttrain.settings.training import PREFIX_KEEPS_KEYS, RewardSettings
 from posttrain.training.arguments import lora_config, trainer_arguments

@@ -37,7 +37,8 @@ from transformers import (
 )
 
 from posttrain.errors import GuardFailed, Preempted, StepFailed
-from posttrain.models.folders import model_bytes, no_progress_bars, save_model_folder
+from posttrain.models.files import model_bytes
+from posttrain.models.folders import no_progress_bars, save_model_folder
 from posttrain.rows import canonical_json
 from posttrain.settings.training import TrainingSettings
 from posttrain.steps.ending import patient

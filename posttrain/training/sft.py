@@ -15,7 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from posttrain.models.chat import load_tokenizer
-from posttrain.models.folders import context_length
+from posttrain.models.files import context_length
 from posttrain.rows import Example
 from posttrain.settings.training import SftSettings, TrainingSettings
 from posttrain.training.arguments import lora_config, trainer_arguments
