@@ -8,6 +8,7 @@ Versions come from the running environment.
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,12 @@ def write_result(out: Path, result: dict[str, Any]) -> None:
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text + "\n")
+
+
+def command(module: str, *programs: str) -> str:
+    """How a measurement was called; where the programs that these options name lie is left out."""
+    words = list(sys.argv[1:])
+    for place, word in enumerate(words[:-1]):
+        if word in programs:
+            words[place + 1] = "PYTHON"
+    return " ".join([f"python -m bench.{module}", *words])

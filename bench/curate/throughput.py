@@ -13,14 +13,13 @@ import json
 import os
 import random
 import resource
-import sys
 import sysconfig
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.machine import write_result
+from bench.machine import command, write_result
 from posttrain.curate_files import curate_file
 from posttrain.settings.data_options import CurateFileSettings
 
@@ -66,7 +65,7 @@ def main() -> None:
     write_result(
         HERE / "throughput.json",
         {
-            "command": " ".join(["python -m bench.curate.throughput", *sys.argv[1:]]),
+            "command": command("curate.throughput"),
             "rows": options.rows,
             "megabytes": round(size / 1e6, 1),
             "cores": 1,

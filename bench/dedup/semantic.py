@@ -101,7 +101,7 @@ def main() -> None:
     write_result(
         HERE / f"semantic-{options.rows}{'' if options.topics else '-random'}.json",
         {
-            "command": " ".join(["python -m bench.dedup.semantic", *sys.argv[1:]]),
+            "command": command("dedup.semantic", "--semhash"),
             "rows": options.rows,
             "topics": options.topics,
             "dimension": DIMENSION,

@@ -9,7 +9,6 @@ that other work on the machine counts less.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from bench.machine import write_result
+from bench.machine import command, write_result
 from posttrain.models.chat import load_tokenizer
 from posttrain.settings.resources import Resources
 from posttrain.settings.training import RewardSettings
@@ -214,7 +213,7 @@ def main() -> None:
         long = measure(base, work, LONG, options.repeats, trl=True)
         short = [measure(base, work, case, options.repeats, trl=False) for case in SHORT]
     result = {
-        "command": " ".join(["python -m bench.reward.training", *sys.argv[1:]]),
+        "command": command("reward.training"),
         "milliseconds_are": "of processor time, medians; equal to wall time on an idle machine",
         "model": f"{NUM_LAYERS} layers, hidden {HIDDEN}, float32, random",
         "differences_from_rows": same,

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from bench.machine import write_result
+from bench.machine import command, write_result
 from bench.sampling.prompts import BASE, tiny_prompts
 from posttrain.generation import Request
 from posttrain.models.chat import end_token_ids, load_tokenizer
@@ -119,7 +119,7 @@ def main() -> None:
         }
     write_result(
         HERE / "engines.json",
-        {"command": " ".join(["python -m bench.sampling.engines", *sys.argv[1:]]), **found},
+        {"command": command("sampling.engines"), **found},
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bench.machine import write_result
+from bench.machine import command, write_result
 from posttrain.averaging import average_models
 from posttrain.averaging.mean import round_once
 
@@ -67,7 +67,7 @@ def main() -> None:
     write_result(
         HERE / "averaging.json",
         {
-            "command": " ".join(["python -m bench.training.averaging", *sys.argv[1:]]),
+            "command": command("training.averaging", "--mergekit"),
             "members": 3,
             "found": found,
         },
@@ -77,14 +77,8 @@ def main() -> None:
 def measured(members: list[Path], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each contestant, side by side, and how exact it was."""
     out = folder / "ours"
-    command = [
-        sys.executable,
-        "-m",
-        "bench.training.averaging",
-        "--one",
-        *map(str, [*members, out]),
-    ]
-    ours = [ended(command) for _ in range(options.repeats)]
+    alone = [sys.executable, "-m", "bench.training.averaging", "--one"]
+    ours = [ended([*alone, *map(str, [*members, out])]) for _ in range(options.repeats)]
     size = (members[0] / "model.safetensors").stat().st_size
     copies = [copied(members, folder / "copy") for _ in range(options.repeats)]
     result = {
@@ -121,9 +115,9 @@ def commands(members: list[Path], folder: Path, options: argparse.Namespace) -> 
     for turn in range(options.repeats):
         out = {name: folder / f"{name}-command-{turn}" for name in times}
         theirs = [str(merge), str(folder / "plan.yaml"), str(out["mergekit"]), *flags]
-        for name, command in (("ours", [*ours, str(out["ours"])]), ("mergekit", theirs)):
+        for name, words in (("ours", [*ours, str(out["ours"])]), ("mergekit", theirs)):
             begun = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+            subprocess.run(words, check=True, capture_output=True, cwd=ROOT)
             times[name].append(time.perf_counter() - begun)
             shutil.rmtree(out[name])
     return {
@@ -153,9 +147,9 @@ def run_one(folders: list[Path]) -> list[float]:
     return [seconds, peak[0] - before]
 
 
-def ended(command: list[str]) -> list[float]:
+def ended(words: list[str]) -> list[float]:
     """What a process prints last."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
     result: list[float] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -8,7 +8,6 @@ processes. A random tiny model in float32; weights are those of the last checkpo
 """
 
 import random
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
-from bench.machine import write_result
+from bench.machine import command, write_result
 from posttrain.models.chat import load_tokenizer
 from posttrain.models.folders import load_causal
 from posttrain.rows import Example, Preference
@@ -155,7 +154,7 @@ def main() -> None:
                 for kind, own in zip(("sft", "dpo", "reward"), jobs, strict=True)
             }
     result = {
-        "command": " ".join(["python -m bench.training.equality", *sys.argv[1:]]),
+        "command": command("training.equality"),
         "training": f"{STEPS} steps of 16 rows, learning rate 1e-3, AdamW",
         **found,
     }

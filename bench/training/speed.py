@@ -15,7 +15,6 @@ import itertools
 import math
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from bench.machine import write_result
+from bench.machine import command, write_result
 from bench.reward.training import make_base
 from posttrain.likelihood import IGNORED
 from posttrain.models.chat import load_tokenizer
@@ -258,7 +257,7 @@ def main() -> None:
                 found[f"SFT, {name}"] = measure(sft, of_sft, options.repeats)
                 found[f"DPO, {name}"] = measure(dpo, of_dpo, options.repeats)
     result = {
-        "command": " ".join(["python -m bench.training.speed", *sys.argv[1:]]),
+        "command": command("training.speed"),
         "model": "4 layers, hidden 128, vocabulary of 512, random, one thread",
         "lengths": f"log-normal, median {round(math.exp(MEAN))}, sigma {SIGMA}, 16 to {MAX_LENGTH}",
         "seconds_are": "of processor time, of one epoch",
