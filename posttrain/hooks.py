@@ -24,8 +24,13 @@ its handle.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from posttrain.errors import BadInput
 from posttrain.rows import Candidate, Example, Message, Prompt
 
 HOOK_NAMES = ("prompts", "verify", "revise", "synthesize", "judge", "evaluate")
@@ -79,6 +84,19 @@ class RunResult:
         return self.returncode == 0 and not self.limit
 
 
+class Reply(str):
+    """A model's response: its text, and whether the model ended it."""
+
+    finished: bool
+    """False where it was cut at `max_tokens`; such a text is nothing to train on."""
+
+    def __new__(cls, text: str, finished: bool = True) -> Self:
+        """A text like any other."""
+        made = super().__new__(cls, text)
+        made.finished = finished
+        return made
+
+
 @dataclass(frozen=True)
 class Passage:
     """A piece of a workspace's corpus."""
@@ -91,18 +109,22 @@ class Passage:
 class Handle(Protocol):
     """All that a hook may use beside its arguments. Every call is batched, cached and seeded."""
 
+    options: Mapping[str, Any]
+    """The recipe's own settings, `options` in its recipe.yaml or the plan."""
+
     def generate(
         self,
         messages: Sequence[Message],
         *,
         n: int = 1,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         choices: Sequence[str] = (),
         json_schema: Mapping[str, Any] | None = None,
-    ) -> list[str]:
-        """N responses of the round's policy."""
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Reply]:
+        """N responses of the recipe's policy, at its temperature unless another is given."""
         ...
 
     def judge(self, rubric: str, variables: Mapping[str, Any]) -> Grade | None:
@@ -120,6 +142,28 @@ class Handle(Protocol):
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of the plan's embedder, one a text."""
         ...
+
+
+def fill(hooks_file: str, name: str, /, **variables: Any) -> str:
+    """A template of the recipe, `prompts/NAME.jinja` beside its hooks.py, with variables filled in.
+
+    Args:
+        hooks_file: `__file__` of the hooks.
+        name: Of the template, without `.jinja`.
+        **variables: What it names; one that is missing is an error.
+
+    Raises:
+        BadInput: there is no such template, or it cannot be filled in; says which and why.
+    """
+    path = Path(hooks_file).parent / "prompts" / f"{name}.jinja"
+    # Autoescape stays off: the text goes to a model, where `&lt;` would be noise.
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        return environment.from_string(path.read_text()).render(variables).strip()
+    except (OSError, TemplateError) as error:
+        raise BadInput(f"{path.name}: the template cannot be filled in ({error})") from error
 
 
 class PromptsHook(Protocol):

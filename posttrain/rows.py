@@ -211,6 +211,8 @@ class Example(_Row):
     """Names of the cleaning rules that changed the row."""
     repeat: Annotated[int, Field(ge=1)] = 1
     """How often SFT sees the row in an epoch."""
+    score: float | None = None
+    """Reward model's score of what a recipe made."""
 
     @model_validator(mode="after")
     def _ends_with_assistant(self) -> Self:

@@ -208,7 +208,7 @@ def test_isolated_scores_do_not_change_with_the_order_and_others_do(
             own.model.score.weight.mul_(20)
         scores = []
         for epoch in range(3):
-            own.data_collator.epoch = epoch
+            own.data_collator.collate.epoch = epoch
             scores.append(scores_of(own))
         gap = max((one - scores[0]).abs().max().item() for one in scores[1:])
         assert gap < 1e-5 if isolate else gap > 1e-2

@@ -165,7 +165,7 @@ def measure(base: Path, work: Path, case: Case, repeats: int, trl: bool) -> dict
     medians = {name: statistics.median(own) for name, own in times.items()}
     result = {
         **case._asdict(),
-        "auto_picked": trainers["auto"].data_collator.layout,
+        "auto_picked": trainers["auto"].data_collator.collate.layout,
         "milliseconds": {name: round(value, 2) for name, value in medians.items()},
         "times_faster_than_rows": {n: round(medians["rows"] / v, 2) for n, v in medians.items()},
     }

@@ -45,6 +45,8 @@ VERSIONS = {
     "sample": 2,
     "score": 2,
     "select": 3,
+    "revise": 1,
+    "synthesize": 1,
     "grade": 1,
     "curate": 2,
     "measure": 1,

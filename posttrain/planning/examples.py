@@ -16,11 +16,14 @@ from posttrain.settings.plan import Plan
 from posttrain.settings.stages import (
     CurateStage,
     GradeStage,
+    HookStage,
     HumanStage,
     PromptsStage,
+    ReviseStage,
     SampleStage,
     ScoreStage,
     SelectStage,
+    SynthesizeStage,
 )
 from posttrain.steps.step import Choice, Step
 
@@ -48,7 +51,8 @@ def rejection_sampled(
         ),
         files={**b.base, **b.template, **b.sources(sources)},
     )
-    sample = _sample(b, number, prompts, reward, policy)
+    sample = _revised(b, number, prompts, _sample(b, number, prompts, reward, policy), policy)
+    made = _synthesized(b, number, prompts, policy)
     history = range(max(1, number - selection.history), number)
     earlier = {f"chosen:{n}": _chosen(b, n) for n in history}
     score = b.add(
@@ -59,7 +63,7 @@ def rejection_sampled(
             penalty=selection.penalty if selection.ensemble == "lower" else 0.0,
             scoring=plan.scoring,
         ),
-        inputs={"sample": sample, **by, **earlier},
+        inputs={"sample": sample, **by, **earlier, **made},
         files=b.template,
     )
     select = b.add(
@@ -136,6 +140,72 @@ def _sample(
             **b.template,
             **(b.steering() if adaptive is None else b.hooks()),
             **b.experts(),
+        },
+    )
+
+
+def _revised(
+    b: Builder, number: int, prompts: Step, sample: Step, policy: Mapping[str, Any]
+) -> Step:
+    """The step whose responses are scored: with second tries where a recipe has them."""
+    if not any("revise" in one.hooks for one in b.recipes.values()):
+        return sample
+    inputs = {"prompts": prompts, "sample": sample}
+    return _hook_step(b, number, "revise", ReviseStage, inputs, policy)
+
+
+def _synthesized(
+    b: Builder, number: int, prompts: Step, policy: Mapping[str, Any]
+) -> dict[str, Step]:
+    """The step that makes examples, where a recipe does."""
+    if not any("synthesize" in one.hooks for one in b.recipes.values()):
+        return {}
+    step = _hook_step(b, number, "synthesize", SynthesizeStage, {"prompts": prompts}, policy)
+    return {"synthesize": step}
+
+
+def _hook_step(
+    b: Builder,
+    number: int,
+    stage: str,
+    kind: type[HookStage],
+    inputs: Mapping[str, Step],
+    policy: Mapping[str, Any],
+) -> Step:
+    """A step in which hooks have a model, a judge, an embedder and their corpora."""
+    plan = b.plan
+    keys = ("hooks", "options", "corpora", "tries", "max_failed", "hook_seconds", "temperature")
+    corpora = {
+        f"corpus:{name}:{corpus}": b.workspace.find(path)
+        for name, one in b.recipes.items()
+        for corpus, path in one.corpora.items()
+    }
+    judge: dict[str, Path] = {}
+    if isinstance(plan.judge, SimulatedJudge):
+        judge = {"judge": b.workspace.find(plan.judge.rules)}
+    elif isinstance(plan.judge, VllmJudge):
+        judge = {"judge": b.workspace.find(plan.judge.model)}
+    return b.add(
+        f"round-{number}/{stage}",
+        stage,
+        kind(
+            round=number,
+            seed=plan.seed,
+            sampling=plan.sampling,
+            judge=plan.judge,
+            embedder=b.pipeline.dedup.embedder,
+            recipes=b.recipes_in_round(number, *keys),
+        ),
+        inputs={**inputs, **policy.get("inputs", {}), **b.trained_experts()},
+        choices={**policy.get("choices", {}), **_best_policies(b, number)},
+        files={
+            **b.template,
+            **b.hooks(),
+            **b.experts(),
+            **b.embedder(),
+            **corpora,
+            **judge,
+            "rubrics": b.workspace.find("data_quality/rubrics"),
         },
     )
 

@@ -5,7 +5,7 @@ Knows every key, its bounds and its default; hooks are code, and found by name.
     load_recipe_settings(workspace, "math", {"k": 16})
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -75,6 +75,16 @@ class RecipeSettings(Settings):
         Literal["prompts", "verify", "revise", "synthesize", "judge", "evaluate"], ...
     ] = ()
     """Functions of `hooks.py` to use."""
+    options: dict[str, Any] = {}
+    """The recipe's own settings, which hooks find as `handle.options`."""
+    corpora: dict[str, str] = {}
+    """Name → a file of texts in the workspace, for `handle.retrieve`."""
+    tries: Annotated[int, Field(ge=1)] = 2
+    """How often `revise` is asked for a better response to a prompt of which none passed."""
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of rows in which a hook may fail; past it the recipe stops, the others go on."""
+    hook_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Time that a hook's own code may take for a row between two questions to its handle."""
 
     def in_round(self, number: int, last: int) -> Self:
         """These settings as they hold in a round of a plan with `last` rounds."""

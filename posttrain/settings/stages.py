@@ -111,6 +111,28 @@ class SampleStage(Settings):
     """Recipes whose verdicts are made known early, where K is fixed: that changes no response."""
 
 
+class HookStage(Settings):
+    """Rows that hooks work on with a model, a judge and an embedder."""
+
+    round: int
+    seed: int
+    sampling: Sampling
+    judge: Judge
+    embedder: str
+    """Who embeds texts."""
+    live: int = 256
+    """Rows at work at one time: those whose questions are answered together."""
+    recipes: Recipes
+
+
+class SynthesizeStage(HookStage):
+    """Examples that recipes make of prompts, in as many steps of generation as they need."""
+
+
+class ReviseStage(HookStage):
+    """Second tries at prompts of which no response passed."""
+
+
 class ScoreStage(Settings):
     """Reward model's scores, or its variants' made one."""
 

@@ -59,12 +59,15 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
 
 
 def _rows(inputs: Inputs, round_number: int) -> Iterator[Scored]:
-    """Human rows, this round's choices and those of earlier rounds."""
+    """Human rows, this round's choices, what recipes have made, and choices of earlier rounds."""
     for folder in inputs.named("human:").values():
         for example in stream_rows(folder / "train.jsonl", Example):
             yield Scored(example, human=True)
     for row in stream_rows(inputs["chosen"] / "selected.jsonl", Candidate):
         yield _scored(row, round_number)
+    if (inputs["score"] / "synthesized.jsonl").is_file():
+        for example in stream_rows(inputs["score"] / "synthesized.jsonl", Example):
+            yield Scored(example, example.score)
     for row in stream_rows(inputs["score"] / "earlier.jsonl", Candidate):
         yield _scored(row, round_number)._replace(earlier=True)
 

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.judging.askers import JUDGMENTS, ChatAsker, EngineAsker, remembered
 from posttrain.judging.contract import Judge, Judged, Opinion
 from posttrain.judging.model import ModelJudge
+from posttrain.judging.opening import open_asker
 from posttrain.judging.simulated import SimulatedJudge
 from posttrain.rows import Candidate, Prompt
 from posttrain.settings import judges
 from posttrain.settings.stages import GradeStage
-from posttrain.steps.fingerprint import ContentHashes
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 from posttrain.workspace import load_functions
@@ -65,14 +64,8 @@ def _columns(opinion: Opinion) -> Mapping[str, Any]:
 def _judge(inputs: Inputs, settings: judges.Judge) -> Judge:
     if isinstance(settings, judges.SimulatedJudge):
         return SimulatedJudge(inputs["judge"], load_functions)
-    folder = inputs.machine.parent / JUDGMENTS
     assert isinstance(settings, judges.VllmJudge | judges.EndpointJudge)
-    if isinstance(settings, judges.VllmJudge):
-        hashes = ContentHashes(folder / "hashes.json")
-        model, device = inputs["judge"], inputs.resources.device
-        asker = remembered(EngineAsker(model, settings.engine, hashes, device), folder)
-    else:
-        asker = remembered(ChatAsker(settings), folder)
+    asker = open_asker(inputs, settings)
     return ModelJudge(
         asker, lambda name: inputs[f"rubric:{name}"], settings, f"judge {settings.model}"
     )

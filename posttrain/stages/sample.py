@@ -17,6 +17,7 @@ from pathlib import Path
 from posttrain.errors import PosttrainError
 from posttrain.gates import stopped_at
 from posttrain.generation import Engine
+from posttrain.hook_rows import policy_of
 from posttrain.models.chat import check_same_template, control_tokens, load_tokenizer
 from posttrain.models.devices import pick_device
 from posttrain.responses import (
@@ -97,7 +98,7 @@ class _Sampler:
         """Every response that can be read again, policy by policy and wave by wave."""
         groups: dict[str, list[Prompt]] = defaultdict(list)
         for prompt in prompts:
-            groups[self._policy_of(prompt.capability)].append(prompt)
+            groups[policy_of(self.inputs, prompt.capability)].append(prompt)
         for name, mine in groups.items():
             folder, model = self._model(name)
             if "template" not in self.inputs.paths and "policy" in self.inputs.paths:
@@ -111,11 +112,6 @@ class _Sampler:
         self._kept.close()
         if self._scorer is not None:
             self._scorer.close()
-
-    def _policy_of(self, capability: str) -> str:
-        """The input that holds the model to sample a capability from."""
-        own = (f"expert:{capability}", f"policy:{capability}")
-        return next((name for name in own if name in self.inputs.paths), "policy")
 
     def _model(self, name: str) -> tuple[Path, str]:
         """A policy's model folder, and what its responses say they come from."""

@@ -11,15 +11,19 @@ from contextlib import closing
 
 from posttrain.ensembles import lower_bounds
 from posttrain.models.devices import pick_device
-from posttrain.rows import Candidate
+from posttrain.rows import Candidate, Example
 from posttrain.scoring import TOO_LONG, Dialog, RewardScorer, score_in_chunks
 from posttrain.settings.stages import ScoreStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 
+Row = Candidate | Example
+
 
 def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
     """Write `responses.jsonl` (this round's) and `earlier.jsonl`, each row with its score.
+
+    Where recipes have made examples, also `synthesized.jsonl`.
 
     With an ensemble `scores` holds what each member said.
 
@@ -27,7 +31,8 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
         GuardFailed: a score is no finite number, or depends on the rows it shares a batch with.
     """
     responses = load_rows(inputs["sample"] / "responses.jsonl", Candidate)
-    rows = [*responses, *_earlier_choices(inputs)]
+    earlier, made = _earlier_choices(inputs), _synthesized(inputs)
+    rows: list[Row] = [*responses, *earlier, *made]
     if settings.ensemble:
         members = inputs.named("member:")
         scored = _combined(
@@ -43,7 +48,10 @@ def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
         if row.score is None:
             out.drop(row.id, TOO_LONG, parents=list(row.parents))
     out.write("responses", (row for row in scored[: len(responses)] if row.score is not None))
-    out.write("earlier", (row for row in scored[len(responses) :] if row.score is not None))
+    last = len(responses) + len(earlier)
+    out.write("earlier", (row for row in scored[len(responses) : last] if row.score is not None))
+    if "synthesize" in inputs.paths:
+        out.write("synthesized", (row for row in scored[last:] if row.score is not None))
     out.part("score", len(scored), sum(row.score is not None for row in scored))
 
 
@@ -64,9 +72,16 @@ def _earlier_choices(inputs: Inputs) -> list[Candidate]:
     ]
 
 
+def _synthesized(inputs: Inputs) -> list[Example]:
+    """What recipes have made."""
+    if "synthesize" not in inputs.paths:
+        return []
+    return load_rows(inputs["synthesize"] / "examples.jsonl", Example)
+
+
 def _scored_by(
-    inputs: Inputs, model: str, rows: Sequence[Candidate], settings: ScoreStage, out: Output
-) -> list[Candidate]:
+    inputs: Inputs, model: str, rows: Sequence[Row], settings: ScoreStage, out: Output
+) -> list[Row]:
     """The rows with the scores of one model, which is let go before the next one is loaded."""
     scorer = RewardScorer(
         inputs[model] / "model",
@@ -82,7 +97,7 @@ def _scored_by(
     ]
 
 
-def _combined(members: Mapping[str, Sequence[Candidate]], penalty: float) -> list[Candidate]:
+def _combined(members: Mapping[str, Sequence[Row]], penalty: float) -> list[Row]:
     """The rows with the score that the members' scores make, and with theirs as `scores`."""
     found: list[dict[str, float]] = [
         {

@@ -1,0 +1,209 @@
+"""Runs a recipe's hook on rows side by side, with the model, judge and embedder of its step.
+
+Knows which model a recipe samples from, who judges, and how misbehaving hooks are told: a row by
+its reason, a recipe by the share of such rows. What is made of a row, a stage knows.
+
+    with closing(HookRows(inputs, settings, out)) as hooks:
+        for outcome in hooks.run("math", "synthesize", [(prompt.id, lambda handle: …)]):
+            …
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from posttrain.embedding import CACHE, Embedder, embedder_folder
+from posttrain.errors import BadInput
+from posttrain.generation import Engine, Request
+from posttrain.hooks import Handle
+from posttrain.judging.askers import Asker, Question
+from posttrain.judging.opening import open_asker
+from posttrain.judging.rubrics import render_rubric
+from posttrain.recipes.answers import Answers
+from posttrain.recipes.corpora import Corpora
+from posttrain.recipes.gathering import Outcome, Row, gather
+from posttrain.recipes.handle import EMBED, GENERATE, JUDGE, RowHandle, Services
+from posttrain.recipes.opened import open_recipes
+from posttrain.rows import Message, stable_seed
+from posttrain.sampling.service import KeptEngine
+from posttrain.settings.judges import EndpointJudge, SimulatedJudge, VllmJudge
+from posttrain.settings.recipe import Temperature, TemperatureRange
+from posttrain.settings.stages import HookStage
+from posttrain.steps.manifest import WORK
+from posttrain.steps.output import Inputs, Output
+from posttrain.workspace import Workspace, blamed, load_functions
+
+ResultT = TypeVar("ResultT")
+ANSWERS = "answers.jsonl"
+
+
+class HookRows:
+    """The hooks of a step, and who answers them."""
+
+    def __init__(self, inputs: Inputs, settings: HookStage, out: Output) -> None:
+        """Opens no model yet.
+
+        Raises:
+            BadInput: a hook is named but not defined.
+        """
+        self.recipes = open_recipes(inputs.workspace, settings.recipes)
+        self._inputs, self._settings = inputs, settings
+        resources = inputs.resources
+        kinds = frozenset({GENERATE, JUDGE, EMBED})
+        self._services = Services(
+            resources.sandbox, settings.seed, resources.sandbox_workers, kinds
+        )
+        template = inputs.paths.get("template")
+        self._kept = KeptEngine(settings.sampling.engine, template, resources.device)
+        self._answers = Answers(out.path / WORK / ANSWERS)
+        self._embedder: Embedder | None = None
+        self._asker: Asker | None = None
+
+    def run(
+        self,
+        capability: str,
+        hook: str,
+        tasks: Sequence[tuple[str, Callable[[Handle], ResultT]]],
+    ) -> Iterator[Outcome[ResultT]]:
+        """What becomes of each row, in order; past the recipe's share of failures no further row.
+
+        Raises:
+            StepFailed: the engine stopped answering.
+        """
+        settings = self._settings.recipes[capability]
+        files = self._inputs.named(f"corpus:{capability}:")
+        corpora = Corpora({name.rpartition(":")[2]: path for name, path in files.items()})
+        model = policy_of(self._inputs, capability)
+        engine = _Lazy(partial(self._kept.holding, self._inputs.model(model)))
+
+        def task(work: Callable[[Handle], ResultT], row: Row) -> ResultT:
+            temperature = _temperature(settings.temperature, row.row_id, self._settings.seed)
+            return work(RowHandle(row, self._services, corpora, settings.options, temperature))
+
+        outcomes = gather(
+            [(f"{hook}/{row_id}", partial(task, work)) for row_id, work in tasks],
+            {
+                GENERATE: self._answers.remembered(
+                    f"{GENERATE} {model}", engine.generate, lambda one: one.model_dump(mode="json")
+                ),
+                JUDGE: self._answers.remembered(
+                    f"{JUDGE} {model}", partial(self._judged, engine), list
+                ),
+                EMBED: self._embedded,
+            },
+            live=self._settings.live,
+            seconds=settings.hook_seconds,
+        )
+        failed = 0
+        for place, outcome in enumerate(outcomes, 1):
+            failed += bool(outcome.problem)
+            yield outcome
+            if failed > settings.max_failed * len(tasks) and place < len(tasks):
+                return
+
+    def close(self) -> None:
+        """Give the models back."""
+        self._kept.close()
+        if self._asker is not None:
+            self._asker.close()
+
+    def _judged(self, engine: "_Lazy", questions: list[Any]) -> list[Any]:
+        """Grades, or None where the judge gave none of the rubric's."""
+        judge = self._settings.judge
+        if isinstance(judge, SimulatedJudge):
+            return self._simulated(questions)
+        rubrics = [
+            render_rubric(rubric_file(self._inputs.workspace, name), variables)
+            for name, variables in questions
+        ]
+        asked = [Question(one.text, choices=tuple(map(str, one.scale))) for one in rubrics]
+        if isinstance(judge, VllmJudge | EndpointJudge):
+            if self._asker is None:
+                self._asker = open_asker(self._inputs, judge)
+            said = self._asker.ask(asked)
+        else:
+            said = self._asked_itself(engine, asked)
+        return [
+            [int(text), rubric.scale[-1], ""]
+            if text is not None and text in map(str, rubric.scale)
+            else None
+            for text, rubric in zip(said, rubrics, strict=True)
+        ]
+
+    def _asked_itself(self, engine: "_Lazy", questions: list[Question]) -> list[str | None]:
+        """Without a judge in the plan the recipe's own model is asked, as the paper's is."""
+        requests = [
+            Request(
+                id=f"{place:06}",
+                messages=(Message(role="user", content=one.text),),
+                seed=self._settings.seed,
+                temperature=0.0,
+                max_tokens=one.max_tokens,
+                choices=one.choices,
+            )
+            for place, one in enumerate(questions)
+        ]
+        return [replies[0][0] for replies in engine.generate(requests)]
+
+    def _simulated(self, questions: list[Any]) -> list[Any]:
+        functions = load_functions(self._inputs["judge"])
+        if "judge" not in functions:
+            raise BadInput(f"{self._inputs['judge'].name}: defines no judge() for hooks to ask")
+        with blamed("judge() of the simulated judge"):
+            said = [functions["judge"](name, variables) for name, variables in questions]
+        return [None if one is None else [int(one[0]), int(one[1]), ""] for one in said]
+
+    def _embedded(self, questions: list[tuple[str, ...]]) -> list[Any]:
+        if self._embedder is None:
+            folder = embedder_folder(self._settings.embedder, self._inputs.workspace.root)
+            self._embedder = Embedder(folder, self._inputs.machine.parent / CACHE)
+        vectors = self._embedder.embed([text for texts in questions for text in texts]).vectors_ND
+        found, start = [], 0
+        for texts in questions:
+            found.append(vectors[start : start + len(texts)].tolist())
+            start += len(texts)
+        return found
+
+
+class _Lazy:
+    """An engine that is opened when it is first asked."""
+
+    def __init__(self, opened: Callable[[], Engine]) -> None:
+        self._open, self._engine = opened, None
+
+    def generate(self, requests: list[Request]) -> list[list[tuple[str, bool]]]:
+        """Texts, and whether the model ended them."""
+        if self._engine is None:
+            self._engine = self._open()
+        return [
+            [(sample.text, sample.finish_reason == "stop") for sample in samples]
+            for samples in self._engine.generate(requests)
+        ]
+
+    _engine: Engine | None
+
+
+def policy_of(inputs: Inputs, capability: str) -> str:
+    """The input that holds the model to sample a capability from (section 4.2.2)."""
+    own = (f"expert:{capability}", f"policy:{capability}")
+    return next((name for name in own if name in inputs.paths), "policy")
+
+
+def rubric_file(workspace: Workspace, name: str) -> Any:
+    """The file of a rubric.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise BadInput(
+            f"handle.judge({name}): expected the name of a rubric in data_quality/rubrics"
+        )
+    return workspace.find(f"data_quality/rubrics/{name}.jinja")
+
+
+def _temperature(wanted: Temperature, row_id: str, seed: int) -> float:
+    if not isinstance(wanted, TemperatureRange):
+        return wanted
+    place = stable_seed("temperature", seed, row_id) / 2**31
+    return wanted.low + place * (wanted.high - wanted.low)
