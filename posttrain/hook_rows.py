@@ -10,6 +10,7 @@ its reason, a recipe by the share of such rows. What is made of a row, a stage k
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.embedding import CACHE, Embedder, embedder_folder
@@ -40,8 +41,22 @@ ANSWERS = "answers.jsonl"
 class HookRows:
     """The hooks of a step, and who answers them."""
 
-    def __init__(self, inputs: Inputs, settings: HookStage, out: Output) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        settings: HookStage,
+        out: Output,
+        answers: Path | None = None,
+        replay: bool = False,
+    ) -> None:
         """Opens no model yet.
+
+        Args:
+            inputs: With the models `policy`, or `policy:` or `expert:` and a capability.
+            settings: Of the step.
+            out: Of the step.
+            answers: Where answers are remembered; None keeps them among the step's work.
+            replay: Whether nobody answers what is not remembered.
 
         Raises:
             BadInput: a hook is named but not defined.
@@ -55,7 +70,8 @@ class HookRows:
         )
         template = inputs.paths.get("template")
         self._kept = KeptEngine(settings.sampling.engine, template, resources.device)
-        self._answers = Answers(out.path / WORK / ANSWERS)
+        self._answers = Answers(out.path / WORK / ANSWERS if answers is None else answers)
+        self._replay = replay
         self._embedder: Embedder | None = None
         self._asker: Asker | None = None
 
@@ -74,7 +90,7 @@ class HookRows:
         files = self._inputs.named(f"corpus:{capability}:")
         corpora = Corpora({name.rpartition(":")[2]: path for name, path in files.items()})
         model = policy_of(self._inputs, capability)
-        engine = _Lazy(partial(self._kept.holding, self._inputs.model(model)))
+        engine = _Lazy(self._nobody if self._replay else partial(self._opened, model))
 
         def task(work: Callable[[Handle], ResultT], row: Row) -> ResultT:
             temperature = _temperature(settings.temperature, row.row_id, self._settings.seed)
@@ -100,6 +116,12 @@ class HookRows:
             yield outcome
             if failed > settings.max_failed * len(tasks) and place < len(tasks):
                 return
+
+    def _opened(self, model: str) -> Engine:
+        return self._kept.holding(self._inputs.model(model))
+
+    def _nobody(self) -> Engine:
+        raise BadInput("this question is not in the transcript; record it again with --model")
 
     def close(self) -> None:
         """Give the models back."""

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from posttrain import __version__
-from posttrain.cli import data, models, reading, running, workspaces
+from posttrain.cli import data, models, reading, recipes, running, workspaces
 from posttrain.errors import Interrupted, PosttrainError, Preempted
 
 app = typer.Typer(
@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(workspaces.recipes_app, name="recipes", help="List and show capability recipes.")
+app.add_typer(
+    recipes.recipes_app, name="recipes", help="Capability recipes: list, show, new, test."
+)
 for _commands in (workspaces, running, reading, models, data):
     _commands.register(app)
 

@@ -1,6 +1,5 @@
-"""Commands about what a user wrote: init, check, schema, recipes."""
+"""Commands about what a user wrote: init, check, schema."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -21,14 +20,8 @@ from posttrain.errors import BadInput
 from posttrain.settings.plan import Plan
 from posttrain.workspace import (
     FOLDERS,
-    find_recipe,
-    find_workspace,
     library,
-    load_recipe_settings,
-    recipe_folders,
 )
-
-recipes_app = typer.Typer(no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -74,36 +67,3 @@ def check_command(
 def schema_command() -> None:
     """Print the JSON Schema of a plan."""
     print_json(Plan.model_json_schema())
-
-
-@recipes_app.command("ls")
-def recipes_ls(as_json: JsonOption = False, workspace: WorkspaceOption = None) -> None:
-    """List the recipes a plan can name."""
-    found = find_workspace(workspace)
-    rows = []
-    for name, folder in sorted(recipe_folders(found).items()):
-        settings = load_recipe_settings(found, name, {})
-        rows.append({"name": name, "origin": folder.origin, "summary": settings.summary})
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        typer.echo(f"{row['name']:<14} {row['origin']:<10} {row['summary']}")
-
-
-@recipes_app.command("show")
-def recipes_show(
-    name: Annotated[str, typer.Argument(help="A recipe.")],
-    as_json: JsonOption = False,
-    workspace: WorkspaceOption = None,
-) -> None:
-    """Show a recipe's settings and where they come from."""
-    found = find_workspace(workspace)
-    folder = find_recipe(found, name)
-    settings = load_recipe_settings(found, name, {}).model_dump(mode="json")
-    if as_json:
-        print_json({"folder": str(folder.folder), "origin": folder.origin, **settings})
-        return
-    typer.echo(f"{folder.folder} ({folder.origin})")
-    for key, value in settings.items():
-        typer.echo(f"{key:<16} {json.dumps(value, ensure_ascii=False)}")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, PosttrainError
 
 ResultT = TypeVar("ResultT")
 Answer = Callable[[list[Any]], list[Any]]
@@ -236,5 +236,7 @@ def gather(
 
 
 def _last_line(error: BaseException) -> str:
+    if isinstance(error, PosttrainError):
+        return str(error).partition("\n")[0]
     lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Words that rhyme: a recipe for posttrain, found by its entry point."""
