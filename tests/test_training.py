@@ -30,6 +30,7 @@ from posttrain.training.dpo import Dpo, dpo_trainer, train_dpo
 from posttrain.training.job import Job, TrainingReport
 from posttrain.training.precision import choose_precision
 from posttrain.training.pretrain import train_text
+from posttrain.training.references import References
 from posttrain.training.reward import train_reward
 from posttrain.training.running import own_process_state
 from posttrain.training.sft import train_sft
@@ -253,6 +254,22 @@ def test_the_reference_is_computed_once_for_pairs_and_masks(
     other = make_model(tmp_path / "other", seed=5)
     train("other-model", start=other)
     assert computed == [16, 16, 16, 16, 8, 16]
+
+
+def test_two_variants_may_save_the_same_reference_at_once(tmp_path: Path) -> None:
+    values = [(-1.5, -2.25)] * 2000
+    shared = References(tmp_path / "shared" / "key.json")
+    script = (
+        "import sys; from pathlib import Path; "
+        "from posttrain.training.references import References; "
+        "one = References(Path(sys.argv[1])); "
+        "[one.save([(-1.5, -2.25)] * 2000) for _ in range(60)]"
+    )
+    command = [sys.executable, "-c", script, str(shared.file)]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert shared.load() == values
+    assert [path.name for path in shared.file.parent.iterdir()] == ["key.json"]
 
 
 def test_masks_leave_the_prompt_out_and_format_tokens_out_of_dpo_alone(base: Path) -> None:

@@ -7,6 +7,8 @@ rounded; so variants on the same pairs, and a training that goes on, share it.
 """
 
 import hashlib
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,8 @@ class References:
         return [(float(chosen), float(rejected)) for chosen, rejected in read_json(self.file)["of"]]
 
     def save(self, values: LogProbs) -> None:
-        """Keep them; the file appears whole."""
+        """Keep them; the file appears whole, also where another variant writes the same."""
         if is_main():
-            write_json(self.file, {"of": values})
+            own = self.file.with_name(f"{self.file.stem}-{socket.gethostname()}-{os.getpid()}.json")
+            write_json(own, {"of": values})
+            own.replace(self.file)
