@@ -97,7 +97,7 @@ def _from_hook(
     if name not in recipes or "prompts" not in recipes[name].hooks:
         raise BadInput(f"recipe {name}: its prompts hook is needed, but recipe.yaml names none")
     with blamed(f"recipe {name}: prompts()"):
-        values = list(recipes[name].hooks["prompts"](request, handle))
+        values = list(recipes[name].hooks["prompts"](request, handle.of(recipes[name])))
     prompts = []
     for value in values:
         try:

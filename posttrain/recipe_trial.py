@@ -67,7 +67,7 @@ class _Trial:
         self._hooks, self._name, self._settings = hooks, name, settings
         self._recipe = hooks.recipes[name]
         limits = Resources().sandbox
-        self._plain = StepHandle(limits, settings.seed, self._recipe.settings.options)
+        self._plain = StepHandle(limits, settings.seed).of(self._recipe)
 
     def steps(self) -> dict[str, Rows]:
         prompts = self._prompts()

@@ -53,7 +53,11 @@ class Verifier:
         self._workers, self._folder = workers, folder
         hashes = ContentHashes(folder / "hashes.json")
         self._about = {
-            name: [hashes.of(find_recipe(workspace, name).folder), limits.model_dump(mode="json")]
+            name: [
+                hashes.of(find_recipe(workspace, name).folder),
+                limits.model_dump(mode="json"),
+                recipe.settings.options,
+            ]
             for name, recipe in self._recipes.items()
             if "verify" in recipe.hooks
         }

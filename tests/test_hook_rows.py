@@ -192,6 +192,7 @@ from posttrain.rows import Example, Message, Prompt
 
 
 def prompts(request, handle):
+    assert handle.options["breaks_at"] >= 0
     for n in range(request.num):
         yield Prompt(
             prompt=(Message(role="user", content=f"{n}+{request.round}=?"),),
@@ -204,6 +205,7 @@ def prompts(request, handle):
 def verify(candidate, prompt, handle):
     from posttrain.hooks import Verdict
 
+    assert handle.options["breaks_at"] >= 0
     right = candidate.response.strip() == prompt.reference["answer"]
     return Verdict(right, f"expected {prompt.reference['answer']}")
 

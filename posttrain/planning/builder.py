@@ -130,11 +130,12 @@ class Builder:
     def recipes_with(self, *keys: str) -> dict[str, RecipeSettings]:
         """The recipes as a step sees them that reads these keys alone.
 
-        What a step does not read must not make it stale.
+        What a step does not read must not make it stale. Hooks read their recipe's own settings.
         """
+        own = ("options",) if "hooks" in keys else ()
         return {
             name: RecipeSettings.model_validate(
-                one.model_dump(include={"name", *keys}, exclude_unset=False)
+                one.model_dump(include={"name", *keys, *own}, exclude_unset=False)
             )
             for name, one in self.recipes.items()
         }

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from posttrain.generation import Request
 from posttrain.hooks import Grade, Passage, Reply, RunResult
 from posttrain.recipes.corpora import Corpora
 from posttrain.recipes.gathering import Row
+from posttrain.recipes.opened import Recipe
 from posttrain.rows import Message, content_id, stable_seed
 from posttrain.sandbox import Sandbox
 from posttrain.settings.engines import SandboxLimits
@@ -36,11 +37,18 @@ class StepHandle:
     limits: SandboxLimits
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    _opened: list[Sandbox] = field(default_factory=list)
 
-    @cached_property
+    @property
     def sandbox(self) -> Sandbox:
         """Opened at the first program, so that recipes without code need no bubblewrap."""
-        return Sandbox(self.limits)
+        if not self._opened:
+            self._opened.append(Sandbox(self.limits))
+        return self._opened[0]
+
+    def of(self, recipe: Recipe) -> "StepHandle":
+        """The same for the hooks of a recipe, with its own settings."""
+        return replace(self, options=recipe.settings.options)
 
     def generate(self, messages: Sequence[Message], **settings: Any) -> list[Reply]:
         """No model runs here."""

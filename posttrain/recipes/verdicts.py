@@ -36,7 +36,7 @@ def verify_all(
             return None
         where = f"recipe {prompt.capability}: verify() of row {candidate.id}"
         with blamed(where):
-            verdict = hook(candidate, prompt, handle)
+            verdict = hook(candidate, prompt, handle.of(recipes[prompt.capability]))
         if not isinstance(verdict, Verdict):
             raise StepFailed(f"{where} answered {type(verdict).__name__}, expected a Verdict")
         return verdict
@@ -57,6 +57,6 @@ def evaluate_all(
         if "evaluate" in recipe.hooks and mine:
             candidates, prompts = zip(*mine, strict=True)
             with blamed(f"recipe {name}: evaluate()"):
-                named = recipe.hooks["evaluate"](candidates, prompts, handle)
+                named = recipe.hooks["evaluate"](candidates, prompts, handle.of(recipe))
                 measures[name] = {str(key): float(value) for key, value in named.items()}
     return measures

@@ -1,0 +1,1 @@
+"""Measurements of what recipes stand on: batches of hooks, and the sandbox."""
