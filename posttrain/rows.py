@@ -211,8 +211,6 @@ class Example(_Row):
     """Names of the cleaning rules that changed the row."""
     repeat: Annotated[int, Field(ge=1)] = 1
     """How often SFT sees the row in an epoch."""
-    score: float | None = None
-    """Reward model's score of what a recipe made."""
 
     @model_validator(mode="after")
     def _ends_with_assistant(self) -> Self:
@@ -222,6 +220,13 @@ class Example(_Row):
                 f"an example ends with an assistant turn, not {self.messages[-1].role}"
             )
         return self
+
+
+class MadeExample(Example):
+    """An example that a recipe made."""
+
+    score: float | None = None
+    """Reward model's score."""
 
 
 class Strength(StrEnum):

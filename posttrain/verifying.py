@@ -3,7 +3,7 @@
 Knows what a verdict depends on: the recipe's folder, the sandbox's limits, and what a hook sees of
 a response and its prompt. What is remembered decides nothing but time: no step's identity holds it.
 
-    verifier = Verifier(workspace, settings.recipes, limits, workers=2, folder=run / VERDICTS)
+    verifier = verifier_of(inputs, settings.recipes)
     verdicts = verifier.verify(pairs)
 """
 
@@ -16,6 +16,7 @@ from posttrain.rows import Candidate, Prompt, content_id
 from posttrain.settings.engines import SandboxLimits
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.steps.fingerprint import ContentHashes
+from posttrain.steps.output import Inputs
 from posttrain.tables import json_lines, write_rows
 from posttrain.workspace import Workspace, find_recipe
 
@@ -94,3 +95,15 @@ class Verifier:
     def _key(self, row: Candidate, prompt: Prompt) -> str:
         seen = row.model_dump(mode="json", include={"messages", "tools", "finish_reason"})
         return content_id([self._about[prompt.capability], seen, prompt.to_json()])
+
+
+def verifier_of(inputs: Inputs, recipes: Mapping[str, RecipeSettings]) -> Verifier:
+    """The verifiers of a step, with what all steps of its run remember."""
+    resources = inputs.resources
+    return Verifier(
+        inputs.workspace,
+        recipes,
+        resources.sandbox,
+        resources.sandbox_workers,
+        inputs.machine.parent / VERDICTS,
+    )

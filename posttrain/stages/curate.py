@@ -7,7 +7,7 @@ from posttrain.curation.curate import curate
 from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.hooks import Grade
 from posttrain.prompt_sources import held_out_prompts
-from posttrain.rows import Candidate, Example, Message, Prompt
+from posttrain.rows import Candidate, Example, MadeExample, Message, Prompt
 from posttrain.settings.stages import CurateStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import stream_rows
@@ -66,8 +66,8 @@ def _rows(inputs: Inputs, round_number: int) -> Iterator[Scored]:
     for row in stream_rows(inputs["chosen"] / "selected.jsonl", Candidate):
         yield _scored(row, round_number)
     if (inputs["score"] / "synthesized.jsonl").is_file():
-        for example in stream_rows(inputs["score"] / "synthesized.jsonl", Example):
-            yield Scored(example, example.score)
+        for made in stream_rows(inputs["score"] / "synthesized.jsonl", MadeExample):
+            yield Scored(made, made.score)
     for row in stream_rows(inputs["score"] / "earlier.jsonl", Candidate):
         yield _scored(row, round_number)._replace(earlier=True)
 

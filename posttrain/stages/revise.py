@@ -13,7 +13,7 @@ from posttrain.rows import Candidate, Prompt
 from posttrain.settings.stages import ReviseStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
-from posttrain.verifying import VERDICTS, Verifier
+from posttrain.verifying import Verifier, verifier_of
 
 HOOK = "revise"
 
@@ -24,13 +24,7 @@ def run(inputs: Inputs, settings: ReviseStage, out: Output) -> None:
     rows = load_rows(inputs["sample"] / "responses.jsonl", Candidate)
     with closing(HookRows(inputs, settings, out)) as hooks:
         mine = {name for name, recipe in hooks.recipes.items() if HOOK in recipe.hooks}
-        verifier = Verifier(
-            inputs.workspace,
-            settings.recipes,
-            inputs.resources.sandbox,
-            inputs.resources.sandbox_workers,
-            inputs.machine.parent / VERDICTS,
-        )
+        verifier = verifier_of(inputs, settings.recipes)
         failed, told = _failed(rows, prompts, mine, verifier)
         repaired: list[Candidate] = []
         for capability in sorted(mine):

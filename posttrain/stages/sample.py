@@ -36,7 +36,7 @@ from posttrain.settings.stages import SampleStage
 from posttrain.steps.manifest import WORK
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows, read_json
-from posttrain.verifying import VERDICTS, Pair, Verifier
+from posttrain.verifying import Pair, verifier_of
 
 
 def run(inputs: Inputs, settings: SampleStage, out: Output) -> None:
@@ -76,12 +76,8 @@ class _Sampler:
 
     def __post_init__(self) -> None:
         resources, adaptive = self.inputs.resources, self.settings.sampling.adaptive
-        self._verifier = Verifier(
-            self.inputs.workspace,
-            self.settings.verify_ahead if adaptive is None else self.settings.recipes,
-            resources.sandbox,
-            resources.sandbox_workers,
-            self.inputs.machine.parent / VERDICTS,
+        self._verifier = verifier_of(
+            self.inputs, self.settings.verify_ahead if adaptive is None else self.settings.recipes
         )
         template = self.inputs.paths.get("template")
         self._kept = KeptEngine(self.settings.sampling.engine, template, resources.device)

@@ -11,13 +11,13 @@ from contextlib import closing
 
 from posttrain.ensembles import lower_bounds
 from posttrain.models.devices import pick_device
-from posttrain.rows import Candidate, Example
+from posttrain.rows import Candidate, MadeExample
 from posttrain.scoring import TOO_LONG, Dialog, RewardScorer, score_in_chunks
 from posttrain.settings.stages import ScoreStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 
-Row = Candidate | Example
+Row = Candidate | MadeExample
 
 
 def run(inputs: Inputs, settings: ScoreStage, out: Output) -> None:
@@ -72,11 +72,11 @@ def _earlier_choices(inputs: Inputs) -> list[Candidate]:
     ]
 
 
-def _synthesized(inputs: Inputs) -> list[Example]:
+def _synthesized(inputs: Inputs) -> list[MadeExample]:
     """What recipes have made."""
     if "synthesize" not in inputs.paths:
         return []
-    return load_rows(inputs["synthesize"] / "examples.jsonl", Example)
+    return load_rows(inputs["synthesize"] / "examples.jsonl", MadeExample)
 
 
 def _scored_by(

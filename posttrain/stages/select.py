@@ -14,7 +14,7 @@ from posttrain.settings.plan import SyntheticPairs
 from posttrain.settings.stages import SelectStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
-from posttrain.verifying import VERDICTS, Verifier
+from posttrain.verifying import verifier_of
 
 NOT_CHOSEN = {"reward": "not the best of K", "random": "another one of K was drawn"}
 
@@ -23,13 +23,7 @@ def run(inputs: Inputs, settings: SelectStage, out: Output) -> None:
     """Write `selected.jsonl` (with score, verdict and pass rate) and `hard.jsonl`."""
     prompts = {p.id: p for p in load_rows(inputs["prompts"] / "train.jsonl", Prompt)}
     rows = load_rows(inputs["score"] / "responses.jsonl", Candidate)
-    verifier = Verifier(
-        inputs.workspace,
-        settings.recipes,
-        inputs.resources.sandbox,
-        inputs.resources.sandbox_workers,
-        inputs.machine.parent / VERDICTS,
-    )
+    verifier = verifier_of(inputs, settings.recipes)
     verdicts = verifier.verify([(row, prompts[row.prompt_id]) for row in rows])
     groups: dict[str, list[tuple[Candidate, Verdict | None]]] = defaultdict(list)
     for row, verdict in zip(rows, verdicts, strict=True):
