@@ -36,6 +36,8 @@ from posttrain.workspace import Workspace, blamed, load_functions
 
 ResultT = TypeVar("ResultT")
 ANSWERS = "answers.jsonl"
+STOPPED = "not reached: the recipe stopped"
+"""Why a row is dropped that comes after too many failures."""
 
 
 class HookRows:
@@ -64,14 +66,12 @@ class HookRows:
         self.recipes = open_recipes(inputs.workspace, settings.recipes)
         self._inputs, self._settings = inputs, settings
         resources = inputs.resources
-        kinds = frozenset({GENERATE, JUDGE, EMBED})
-        self._services = Services(
-            resources.sandbox, settings.seed, resources.sandbox_workers, kinds
-        )
+        self._services = Services(resources.sandbox, settings.seed, resources.sandbox_workers)
         template = inputs.paths.get("template")
         self._kept = KeptEngine(settings.sampling.engine, template, resources.device)
         self._answers = Answers(out.path / WORK / ANSWERS if answers is None else answers)
         self._replay = replay
+        self._held: tuple[str, Engine] | None = None
         self._embedder: Embedder | None = None
         self._asker: Asker | None = None
 
@@ -118,7 +118,9 @@ class HookRows:
                 return
 
     def _opened(self, model: str) -> Engine:
-        return self._kept.holding(self._inputs.model(model))
+        if self._held is None or self._held[0] != model:
+            self._held = model, self._kept.holding(self._inputs.model(model))
+        return self._held[1]
 
     def _nobody(self) -> Engine:
         raise BadInput("this question is not in the transcript; record it again with --model")
@@ -191,7 +193,8 @@ class _Lazy:
     """An engine that is opened when it is first asked."""
 
     def __init__(self, opened: Callable[[], Engine]) -> None:
-        self._open, self._engine = opened, None
+        self._open = opened
+        self._engine: Engine | None = None
 
     def generate(self, requests: list[Request]) -> list[list[tuple[str, bool]]]:
         """Texts, and whether the model ended them."""
@@ -201,8 +204,6 @@ class _Lazy:
             [(sample.text, sample.finish_reason == "stop") for sample in samples]
             for samples in self._engine.generate(requests)
         ]
-
-    _engine: Engine | None
 
 
 def policy_of(inputs: Inputs, capability: str) -> str:

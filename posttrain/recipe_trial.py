@@ -18,7 +18,7 @@ from posttrain.errors import BadInput
 from posttrain.hook_rows import HookRows
 from posttrain.hooks import Handle, PromptRequest, Verdict
 from posttrain.recipes import StepHandle, evaluate_all, verify_all
-from posttrain.rows import Candidate, Message, Prompt
+from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.resources import Resources
 from posttrain.settings.stages import HookStage
 from posttrain.settings.trial_options import TrialSettings
@@ -171,7 +171,7 @@ class _Trial:
 
 def _shown(row: Any) -> dict[str, Any]:
     """An example, or what was yielded in its place."""
-    if hasattr(row, "to_json"):
+    if isinstance(row, Example):
         return {"example": row.to_json()}
     return {"problem": f"yielded {type(row).__name__}, expected an Example"}
 

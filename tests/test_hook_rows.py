@@ -305,6 +305,10 @@ def test_a_recipe_makes_and_mends_examples_in_a_round(folder: Path) -> None:
         assert row["messages"][-1]["content"] == str(n + 1)
         assert n % 3 == row["revisions"]
         assert row["parents"]
+    told_of = rows_of(folder, "round-1/revise", "dropped")
+    assert {row["reason"] for row in told_of} == {"sums.revise: gave up"}
+    (part,) = manifest(folder, "round-1/revise")["funnel"]
+    assert part["rows_in"] - part["rows_out"] == len(told_of)
     metrics = manifest(folder, "round-1/revise")["metrics"]
     assert metrics["sums: repaired"] == len(repaired)
     selected = {row["id"] for row in rows_of(folder, "round-1/select", "selected")}

@@ -9,7 +9,6 @@ Knows how a question becomes a request with a seed. Who answers, the step knows.
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn
@@ -83,8 +82,6 @@ class Services:
     seed: int
     programs: int
     """Programs that run side by side."""
-    kinds: frozenset[str]
-    """Kinds of questions that the step can answer."""
 
     def __post_init__(self) -> None:
         self.sandbox_is_free = threading.Semaphore(self.programs)
@@ -141,7 +138,7 @@ class RowHandle:
         turn = self._asked[content]
         self._asked[content] += 1
         seed = stable_seed(self.services.seed, self.row.row_id, content, turn)
-        found = self._ask(GENERATE, request.model_copy(update={"seed": seed}))
+        found = self.row.ask(GENERATE, request.model_copy(update={"seed": seed}))
         return [Reply(text, finished) for text, finished in found]
 
     def judge(self, rubric: str, variables: Mapping[str, Any]) -> Grade | None:
@@ -150,12 +147,12 @@ class RowHandle:
         Raises:
             BadInput: the plan has no judge model, or the rubric cannot be filled in.
         """
-        found = self._ask(JUDGE, (rubric, dict(variables)))
+        found = self.row.ask(JUDGE, (rubric, dict(variables)))
         return None if found is None else Grade(*found)
 
     def run_code(self, source: str, *, stdin: str = "", seconds: float | None = None) -> RunResult:
         """Run a Python program in the sandbox."""
-        with self._elsewhere(), self.services.sandbox_is_free:
+        with self.row.elsewhere(), self.services.sandbox_is_free:
             return self.services.sandbox.run(source, stdin=stdin, seconds=seconds)
 
     def retrieve(self, corpus: str, query: str, k: int = 4) -> list[Passage]:
@@ -168,13 +165,5 @@ class RowHandle:
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of the plan's embedder."""
-        found: list[list[float]] = self._ask(EMBED, tuple(texts))
+        found: list[list[float]] = self.row.ask(EMBED, tuple(texts))
         return found
-
-    def _ask(self, kind: str, content: Any) -> Any:
-        if kind not in self.services.kinds:
-            raise BadInput(f"handle.{kind}: the plan names nobody for that (see its {kind})")
-        return self.row.ask(kind, content)
-
-    def _elsewhere(self) -> AbstractContextManager[None]:
-        return self.row.elsewhere()

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from contextlib import closing
 from functools import partial
 
-from posttrain.hook_rows import HookRows
+from posttrain.hook_rows import STOPPED, HookRows
 from posttrain.hooks import Handle, Verdict
 from posttrain.rows import Candidate, Prompt
 from posttrain.settings.stages import ReviseStage
@@ -74,12 +74,17 @@ def _repaired(
             (f"{row.id}/{number}", partial(_revised, function, row, prompts[row.prompt_id], told))
             for row, told in failed
         ]
-        revised = []
+        revised, reached = [], 0
         for outcome, (row, _) in zip(hooks.run(capability, HOOK, tasks), failed, strict=False):
+            reached += 1
             if outcome.problem:
                 out.drop(row.id, f"{capability}.{HOOK}: {outcome.problem}", parents=[row.prompt_id])
-            elif outcome.value is not None:
+            elif outcome.value is None:
+                out.drop(row.id, f"{capability}.{HOOK}: gave up", parents=[row.prompt_id])
+            else:
                 revised.append(_candidate(row, outcome.value, number))
+        for row, _ in failed[reached:]:
+            out.drop(row.id, f"{capability}.{HOOK}: {STOPPED}", parents=[row.prompt_id])
         pairs = [(row, prompts[row.prompt_id]) for row in revised]
         verdicts = verifier.verify(pairs)
         judged = [(r, v) for r, v in zip(revised, verdicts, strict=True) if v is not None]

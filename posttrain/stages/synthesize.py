@@ -10,7 +10,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from posttrain.hook_rows import HookRows
+from posttrain.hook_rows import STOPPED, HookRows
 from posttrain.hooks import Handle
 from posttrain.rows import Example, Prompt
 from posttrain.settings.stages import SynthesizeStage
@@ -18,7 +18,6 @@ from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
 
 HOOK = "synthesize"
-STOPPED = "not reached: the recipe stopped"
 
 
 def run(inputs: Inputs, settings: SynthesizeStage, out: Output) -> None:
