@@ -22,7 +22,8 @@ from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts
 from posttrain.rows import Example, Message, Prompt
 from posttrain.settings.judges import SimulatedJudge, VllmJudge
-from posttrain.settings.plan import FileSource, SimulatedAnnotator, Source
+from posttrain.settings.plan import SimulatedAnnotator
+from posttrain.settings.sources import FileSource, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (
     load_filters,

@@ -8,7 +8,7 @@ its reason, a recipe by the share of such rows. What is made of a row, a stage k
             …
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from posttrain.hooks import Handle
 from posttrain.judging.askers import Asker, Question
 from posttrain.judging.opening import open_asker
 from posttrain.judging.rubrics import render_rubric
+from posttrain.models.devices import pick_device
+from posttrain.process_rewards import ProcessScorer
 from posttrain.recipes.answers import Answers
 from posttrain.recipes.corpora import Corpora
 from posttrain.recipes.gathering import Outcome, Row, gather
@@ -36,6 +38,8 @@ from posttrain.workspace import Workspace, blamed, load_functions
 
 ResultT = TypeVar("ResultT")
 ANSWERS = "answers.jsonl"
+STEPS = "steps"
+"""The rubric that a process reward model answers."""
 STOPPED = "not reached: the recipe stopped"
 """Why a row is dropped that comes after too many failures."""
 
@@ -74,6 +78,7 @@ class HookRows:
         self._held: tuple[str, Engine] | None = None
         self._embedder: Embedder | None = None
         self._asker: Asker | None = None
+        self._process: tuple[Path, ProcessScorer] | None = None
 
     def run(
         self,
@@ -94,7 +99,8 @@ class HookRows:
 
         def task(work: Callable[[Handle], ResultT], row: Row) -> ResultT:
             temperature = _temperature(settings.temperature, row.row_id, self._settings.seed)
-            return work(RowHandle(row, self._services, corpora, settings.options, temperature))
+            own = settings.options, temperature, settings.max_tokens
+            return work(RowHandle(row, self._services, corpora, *own))
 
         outcomes = gather(
             [(f"{hook}/{row_id}", partial(task, work)) for row_id, work in tasks],
@@ -103,7 +109,7 @@ class HookRows:
                     f"{GENERATE} {model}", engine.generate, lambda one: one.model_dump(mode="json")
                 ),
                 JUDGE: self._answers.remembered(
-                    f"{JUDGE} {model}", partial(self._judged, engine), list
+                    f"{JUDGE} {model}", partial(self._judged, engine, capability), list
                 ),
                 EMBED: self._embedded,
             },
@@ -131,8 +137,31 @@ class HookRows:
         if self._asker is not None:
             self._asker.close()
 
-    def _judged(self, engine: "_Lazy", questions: list[Any]) -> list[Any]:
+    def _judged(self, engine: "_Lazy", capability: str, questions: list[Any]) -> list[Any]:
         """Grades, or None where the judge gave none of the rubric's."""
+        by_steps = [place for place, (name, _) in enumerate(questions) if name == STEPS]
+        others = [question for question in questions if question[0] != STEPS]
+        found: list[Any] = [None] * len(questions)
+        for place in by_steps:
+            found[place] = self._by_steps(capability, questions[place][1])
+        graded = iter(self._graded(engine, others) if others else [])
+        return [found[at] if at in by_steps else next(graded) for at in range(len(questions))]
+
+    def _by_steps(self, capability: str, variables: Mapping[str, Any]) -> list[Any]:
+        """The percent that a process reward model gives the step it believes least."""
+        folder = self._inputs.paths.get(f"process:{capability}")
+        if folder is None:
+            raise BadInput(
+                f"handle.judge({STEPS}): recipe {capability} names no process_reward model"
+            )
+        if self._process is None or self._process[0] != folder:
+            scorer = ProcessScorer(folder, pick_device(self._inputs.resources.device))
+            self._process = folder, scorer
+        scores = self._process[1].score(str(variables["question"]), list(variables["steps"]))
+        return [round(100 * min(scores)), 100, ""]
+
+    def _graded(self, engine: "_Lazy", questions: list[Any]) -> list[Any]:
+        """What the plan's judge, its simulated one or the policy itself says."""
         judge = self._settings.judge
         if isinstance(judge, SimulatedJudge):
             return self._simulated(questions)

@@ -6,17 +6,19 @@ row a call, and may be called from many threads at once. A hook never starts an 
 its handle.
 
     def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]
-    def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict
+    def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict | None
     def revise(candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle) -> str | None
-    def synthesize(prompt: Prompt, handle: Handle) -> Iterable[Example]
+    def synthesize(prompt: Prompt, handle: Handle) -> Iterable[Example | Rejected]
     def judge(candidate: Candidate, prompt: Prompt, handle: Handle) -> Grade | None
     def evaluate(candidates: Sequence[Candidate], prompts: Sequence[Prompt], handle: Handle)
         -> Mapping[str, float]
 
 * `prompts` seeds or generates prompts for a round, or for measuring.
-* `verify` decides whether a response is right, and says why.
+* `verify` decides whether a response is right, and says why; None where the row has nothing to
+  check it by, and the reward model alone decides.
 * `revise` gets a second try from the evidence: the new response, or None to give up.
-* `synthesize` makes training examples in as many generation steps as it needs.
+* `synthesize` makes training examples in as many generation steps as it needs, and says what it
+  made and threw away.
 * `judge` grades a response on a rubric; None is *unscored*, never a default.
 * `evaluate` turns the responses to held-out prompts into named measures of its own, beside the
   pass rate that the engine computes from `verify`.
@@ -58,6 +60,16 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """What a `synthesize` hook made and does not keep: counted by reason, and in the books."""
+
+    reason: str
+    """A few words, the same for all rows of a kind: `tests fail`."""
+    detail: str = ""
+    """What somebody who looks into it wants to see."""
+
+
+@dataclass(frozen=True)
 class Grade:
     """A grade on a rubric's scale."""
 
@@ -76,7 +88,7 @@ class RunResult:
     stderr: str
     seconds: float
     limit: str = ""
-    """Which limit stopped it: `time`, `output` or empty."""
+    """What stopped it: `time`, `output`, `missing` (no interpreter of its language) or empty."""
 
     @property
     def ok(self) -> bool:
@@ -124,15 +136,29 @@ class Handle(Protocol):
         json_schema: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reply]:
-        """N responses of the recipe's policy, at its temperature unless another is given."""
+        """N responses of the recipe's policy, at its temperature and of at most its max_tokens
+        unless others are given.
+        """
         ...
 
     def judge(self, rubric: str, variables: Mapping[str, Any]) -> Grade | None:
         """The judge's grade on `data_quality/rubrics/<rubric>.jinja`; None when it gave none."""
         ...
 
-    def run_code(self, source: str, *, stdin: str = "", seconds: float | None = None) -> RunResult:
-        """Run a Python program in the sandbox."""
+    def run_code(
+        self,
+        source: str,
+        *,
+        stdin: str = "",
+        seconds: float | None = None,
+        language: str = "python",
+        check: bool = False,
+    ) -> RunResult:
+        """Run a program in the sandbox, or only check its syntax.
+
+        Languages: python, and of bash, javascript, perl, php and ruby those whose interpreter is
+        there.
+        """
         ...
 
     def retrieve(self, corpus: str, query: str, k: int = 4) -> list[Passage]:
@@ -163,7 +189,47 @@ def fill(hooks_file: str, name: str, /, **variables: Any) -> str:
     try:
         return environment.from_string(path.read_text()).render(variables).strip()
     except (OSError, TemplateError) as error:
-        raise BadInput(f"{path.name}: the template cannot be filled in ({error})") from error
+        raise BadInput(
+            f"prompts/{name}.jinja: the template cannot be filled in ({error})"
+        ) from error
+
+
+def ask(
+    handle: Handle,
+    hooks_file: str,
+    name: str,
+    /,
+    *,
+    n: int = 1,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    choices: Sequence[str] = (),
+    before: Sequence[Message] = (),
+    **variables: Any,
+) -> list[Reply]:
+    """What the policy says to a template of the recipe as a user turn.
+
+    Args:
+        handle: Of the hook. Where the recipe's `options` name a `dialect`, the template is
+            `prompts/DIALECT/NAME.jinja`: the same step in words that another model understands.
+        hooks_file: `__file__` of the hooks.
+        name: Of the template.
+        n: Replies.
+        temperature: Of sampling; None is the recipe's.
+        max_tokens: Of a reply.
+        choices: The only replies there may be.
+        before: Turns of the dialog before this one.
+        **variables: What the template names.
+
+    Raises:
+        BadInput: there is no such template, or it cannot be filled in.
+    """
+    dialect = handle.options.get("dialect")
+    text = fill(hooks_file, f"{dialect}/{name}" if dialect else name, **variables)
+    turn = Message(role="user", content=text)
+    return handle.generate(
+        [*before, turn], n=n, temperature=temperature, max_tokens=max_tokens, choices=choices
+    )
 
 
 class PromptsHook(Protocol):
@@ -175,7 +241,7 @@ class PromptsHook(Protocol):
 class VerifyHook(Protocol):
     """Signature of `verify`."""
 
-    def __call__(self, candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict: ...
+    def __call__(self, candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict | None: ...
 
 
 class ReviseHook(Protocol):
@@ -189,7 +255,7 @@ class ReviseHook(Protocol):
 class SynthesizeHook(Protocol):
     """Signature of `synthesize`."""
 
-    def __call__(self, prompt: Prompt, handle: Handle) -> Iterable[Example]: ...
+    def __call__(self, prompt: Prompt, handle: Handle) -> Iterable[Example | Rejected]: ...
 
 
 class JudgeHook(Protocol):

@@ -8,7 +8,7 @@ stage's affair.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +82,7 @@ def strong_preferences(
     min_strength: Strength,
     out: Output,
     made: Sequence[Preference] = (),
+    without: Collection[str] = (),
 ) -> list[Preference]:
     """Training pairs of preference steps that are strong enough; weaker ones in the books.
 
@@ -92,6 +93,7 @@ def strong_preferences(
         min_strength: The weakest that is trained on.
         out: Whose books it goes to.
         made: Pairs that nobody judged, which come after those.
+        without: Capabilities that are left out.
 
     Raises:
         BadInput: no pair is left.
@@ -99,7 +101,9 @@ def strong_preferences(
     rows = [row for folder in folders for row in load_rows(folder / "train.jsonl", Preference)]
     strong = []
     for row in rows:
-        if row.strength.level >= min_strength.level:
+        if row.capability in without:
+            out.drop(row.id, "left out: its recipe says dpo: false")
+        elif row.strength.level >= min_strength.level:
             strong.append(row)
         else:
             out.drop(row.id, "too weak", strength=str(row.strength))
@@ -111,6 +115,7 @@ def strong_preferences(
             f"({dict(found) or 'there are none'}); lower min_strength, or give more preferences"
         )
     if made:
+        made = [row for row in made if row.capability not in without]
         out.part("synthetic", len(made), len(made))
     return [*strong, *made]
 

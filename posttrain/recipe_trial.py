@@ -16,10 +16,12 @@ from typing import Any
 
 from posttrain.errors import BadInput
 from posttrain.hook_rows import HookRows
-from posttrain.hooks import Handle, PromptRequest, Verdict
+from posttrain.hooks import Grade, Handle, PromptRequest, Rejected, Verdict
 from posttrain.recipes import StepHandle, evaluate_all, verify_all
+from posttrain.recipes.texts import drawn, standard_library
 from posttrain.rows import Candidate, Example, Message, Prompt
 from posttrain.settings.resources import Resources
+from posttrain.settings.sources import STDLIB, FileSource, HookSource, Source, TextSource
 from posttrain.settings.stages import HookStage
 from posttrain.settings.trial_options import TrialSettings
 from posttrain.steps.output import Inputs, Output
@@ -30,7 +32,8 @@ Rows = list[dict[str, Any]]
 
 
 def try_recipe(workspace: Workspace, name: str, settings: TrialSettings) -> dict[str, Rows]:
-    """Rows by step: prompts, sample, verify, revise, synthesize, evaluate; those the recipe has.
+    """Rows by step: prompts, sample, verify, revise, judge, seeds, synthesize, evaluate; those the
+    recipe has.
 
     A row that failed has `problem`.
 
@@ -57,14 +60,17 @@ def try_recipe(workspace: Workspace, name: str, settings: TrialSettings) -> dict
         with closing(
             HookRows(inputs, stage, out, settings.transcript, settings.model is None)
         ) as hooks:
-            return _Trial(hooks, name, settings).steps()
+            return _Trial(workspace, hooks, name, settings).steps()
 
 
 class _Trial:
     """One recipe's steps, one after another."""
 
-    def __init__(self, hooks: HookRows, name: str, settings: TrialSettings) -> None:
-        self._hooks, self._name, self._settings = hooks, name, settings
+    def __init__(
+        self, workspace: Workspace, hooks: HookRows, name: str, settings: TrialSettings
+    ) -> None:
+        self._workspace, self._hooks = workspace, hooks
+        self._name, self._settings = name, settings
         self._recipe = hooks.recipes[name]
         limits = Resources().sandbox
         self._plain = StepHandle(limits, settings.seed).of(self._recipe)
@@ -80,11 +86,14 @@ class _Trial:
                 failed = [
                     (*pair, verdict)
                     for pair, verdict in zip(pairs, verdicts, strict=True)
-                    if not verdict.passed
+                    if verdict is not None and not verdict.passed
                 ]
                 self._made("revise", [(c.id, (c, p, v)) for c, p, v in failed], shown)
+        if "judge" in self._recipe.hooks:
+            self._made("judge", [(one.id, (one, prompt)) for one, prompt in pairs], shown)
         if "synthesize" in self._recipe.hooks:
-            self._made("synthesize", [(one.id, (one,)) for one in prompts], shown)
+            seeds = self._seeds(shown) or prompts
+            self._made("synthesize", [(one.id, (one,)) for one in seeds], shown)
         measures = evaluate_all({self._name: self._recipe}, pairs, self._plain)
         if measures:
             shown["evaluate"] = [measures[self._name]]
@@ -105,6 +114,29 @@ class _Trial:
         if not found:
             raise BadInput(f"no prompt of capability {self._name} to try it on")
         return found[: settings.num]
+
+    def _seeds(self, shown: dict[str, Rows]) -> list[Prompt]:
+        """What `synthesize` starts from, where that is no prompt."""
+        found: list[Prompt] = []
+        for source in self._recipe.settings.seeds if self._settings.prompts is None else ():
+            few = source if isinstance(source, FileSource) else _fewer(source, self._settings.num)
+            found += self._read(few)
+        if found:
+            shown["seeds"] = [one.to_json() for one in found[: self._settings.num]]
+        return found[: self._settings.num]
+
+    def _read(self, source: Source) -> list[Prompt]:
+        if isinstance(source, HookSource):
+            request = PromptRequest(source.num, self._settings.seed, 1, source.options)
+            with blamed(f"recipe {self._name}: prompts()"):
+                return list(self._recipe.hooks["prompts"](request, self._plain))
+        library = source.path == STDLIB
+        path = standard_library() if library else self._workspace.find(source.path)
+        if isinstance(source, TextSource):
+            return drawn(source, path, self._settings.seed)
+        table = read_table(path, Prompt)
+        table.check_share(0.0, "fix them")
+        return [row for row in table.rows if row.capability == self._name]
 
     def _sampled(self, prompts: Sequence[Prompt], shown: dict[str, Rows]) -> list[Candidate]:
         """Some responses to each prompt, as rejection sampling would draw them."""
@@ -137,11 +169,13 @@ class _Trial:
 
     def _verified(
         self, pairs: Sequence[tuple[Candidate, Prompt]], shown: dict[str, Rows]
-    ) -> list[Verdict]:
+    ) -> list[Verdict | None]:
         recipes = {self._name: self._recipe}
-        verdicts = [v for v in verify_all(recipes, pairs, self._plain, 2) if v is not None]
+        verdicts = verify_all(recipes, pairs, self._plain, 2)
         shown["verify"] = [
             {"id": candidate.id, "passed": verdict.passed, "evidence": verdict.evidence}
+            if verdict is not None
+            else {"id": candidate.id, "passed": None, "evidence": "nothing to check it by"}
             for (candidate, _), verdict in zip(pairs, verdicts, strict=True)
         ]
         return verdicts
@@ -154,7 +188,7 @@ class _Trial:
 
         def call(arguments: tuple[Any, ...], handle: Handle) -> list[Any]:
             made = function(*arguments, handle)
-            return [made] if hook == "revise" else list(made)
+            return list(made) if hook == "synthesize" else [made]
 
         tasks = [(row_id, partial(call, arguments)) for row_id, arguments in rows]
         shown[hook] = []
@@ -170,10 +204,18 @@ class _Trial:
 
 
 def _shown(row: Any) -> dict[str, Any]:
-    """An example, or what was yielded in its place."""
+    """An example, what was thrown away, a grade, or what was yielded in their place."""
     if isinstance(row, Example):
         return {"example": row.to_json()}
+    if isinstance(row, Rejected):
+        return {"rejected": row.reason, "detail": row.detail}
+    if row is None or isinstance(row, Grade):
+        return {"grade": None if row is None else [row.score, row.maximum]}
     return {"problem": f"yielded {type(row).__name__}, expected an Example"}
+
+
+def _fewer(source: HookSource | TextSource, num: int) -> HookSource | TextSource:
+    return source.model_copy(update={"num": min(num, source.num)})
 
 
 def _prompt_of(candidate: Candidate, prompts: Sequence[Prompt]) -> Prompt:

@@ -90,7 +90,8 @@ class Verifier:
                 self._folder / f"{content_id(list(found))}.jsonl",
                 ({"key": key, "verdict": verdict} for key, verdict in found.items()),
             )
-        return [None if key is None else Verdict(*self._known[key]) for key in keys]
+        known = [None if key is None else self._known.get(key) for key in keys]
+        return [None if one is None else Verdict(*one) for one in known]
 
     def _key(self, row: Candidate, prompt: Prompt) -> str:
         seen = row.model_dump(mode="json", include={"messages", "tools", "finish_reason"})

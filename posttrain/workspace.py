@@ -230,22 +230,29 @@ def load_recipe_settings(
 
 
 def load_functions(path: Path) -> Mapping[str, Callable[..., Any]]:
-    """The public functions that a Python file of the workspace defines, by name.
+    """The public functions that a Python file of the workspace offers, by name.
 
-    A file that was edited since is loaded again.
+    Those of files beside it that it imports (`from .ladder import questions`) are among them. A
+    file that was edited since is loaded again, and so is what it imports.
 
     Raises:
         BadInput: the file cannot be loaded, with the last line of what went wrong.
     """
-    return _load(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    beside = sorted(path.parent.glob("*.py")) if path.is_file() else []
+    return _load(path, tuple(file.stat().st_mtime_ns for file in beside))
 
 
 @cache
-def _load(path: Path, changed: int) -> Mapping[str, Callable[..., Any]]:
+def _load(path: Path, changed: tuple[int, ...]) -> Mapping[str, Callable[..., Any]]:
     name = f"workspace_{content_id(str(path))}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    # As a package whose folder is the file's, so that it can import its neighbours.
+    spec = importlib.util.spec_from_file_location(
+        name, path, submodule_search_locations=[str(path.parent)]
+    )
     if spec is None or spec.loader is None or not path.is_file():
         raise BadInput(f"{path}: no Python file")
+    for old in [known for known in sys.modules if known.startswith(f"{name}.")]:
+        del sys.modules[old]
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up while it is being loaded.
     sys.modules[name] = module
@@ -254,8 +261,11 @@ def _load(path: Path, changed: int) -> Mapping[str, Callable[..., Any]]:
     # The file is somebody else's code: whatever it raises must come back with its name.
     except Exception as error:
         raise BadInput(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
-    functions = inspect.getmembers(module, inspect.isfunction)
-    own = {key: f for key, f in functions if f.__module__ == name and not key.startswith("_")}
+    own = {
+        key: function
+        for key, function in inspect.getmembers(module, inspect.isfunction)
+        if f"{function.__module__}.".startswith(f"{name}.") and not key.startswith("_")
+    }
     return MappingProxyType(own)
 
 

@@ -19,7 +19,7 @@ PLAN = """
 base: rounds/tiny/base
 splits: {dev: 0.3, test: 0.3}
 mix: {math: 1.0}
-recipes: {math: {k: 2, max_tokens: 16}}
+recipes: {math: {k: 2, max_tokens: 16, hooks: [prompts, verify, evaluate]}}
 bootstrap: {human: [data/human.jsonl]}
 rounds:
   - prompts: [{type: hook, recipe: math, num: 24, options: {levels: [1]}}]

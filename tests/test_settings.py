@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from posttrain.errors import BadInput
 from posttrain.settings.base import parse, with_overrides
 from posttrain.settings.pipeline import Pipeline
-from posttrain.settings.plan import FileSource, Plan
+from posttrain.settings.plan import Plan
 from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.sources import FileSource
 from posttrain.settings.training import RewardSettings, SftSettings
 
 ROUNDS = Path(__file__).parent.parent / "rounds"

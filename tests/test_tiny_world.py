@@ -27,9 +27,13 @@ LEVELS = (1, 2, 3, 4, 5, 6)
 
 def load(path: Path) -> ModuleType:
     """A workspace file, loaded by path as the engine does."""
-    spec = importlib.util.spec_from_file_location("_".join(path.parts[-3:-1]) + path.stem, path)
+    name = "_".join(path.parts[-3:-1]) + path.stem
+    spec = importlib.util.spec_from_file_location(
+        name, path, submodule_search_locations=[str(path.parent)]
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -37,7 +41,17 @@ def load(path: Path) -> ModuleType:
 class LocalHandle:
     """A handle that runs code in a process of its own and can do nothing else."""
 
-    def run_code(self, source: str, *, stdin: str = "", seconds: float | None = None) -> RunResult:
+    options: Mapping[str, Any] = {}
+
+    def run_code(
+        self,
+        source: str,
+        *,
+        stdin: str = "",
+        seconds: float | None = None,
+        language: str = "python",
+        check: bool = False,
+    ) -> RunResult:
         """Run a program with an isolated interpreter."""
         command = [sys.executable, "-I", "-S", "-c", source]
         try:
@@ -76,8 +90,11 @@ NAMES = (
     "long_context",
 )
 HOOKS = {name: load(ROOT / "recipes" / name / "hooks.py") for name in NAMES}
+LADDERS = {name: load(ROOT / "recipes" / name / "ladder.py") for name in NAMES}
 CORPUS, PEOPLE = load(TINY / "corpus.py"), load(TINY / "people.py")
 WORLD = CORPUS.load_world(ROOT)
+IN_WORLD = tuple(name for name in NAMES if name != "long_context")
+"""What the tiny base has read of."""
 
 
 def ask(name: str, num: int, seed: int = 1, levels: Sequence[int] = LEVELS) -> list[Prompt]:
@@ -129,7 +146,7 @@ def test_prompts_are_distinct_deterministic_and_spread_over_levels(name: str) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_level_can_be_asked_for_but_not_one_more(name: str) -> None:
-    size = HOOKS[name].num_prompts(2)
+    size = LADDERS[name].num_questions(2)
     texts = {p.prompt[-1].content for p in ask(name, size, levels=[2])}
     assert len(texts) == size >= 200
     with pytest.raises(BadInput, match=f"level 2 has {size}"):
@@ -143,7 +160,7 @@ def test_an_unknown_option_or_level_is_refused(name: str, options: Mapping[str, 
         list(HOOKS[name].prompts(PromptRequest(1, 1, 0, options), HANDLE))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IN_WORLD)
 def test_right_answers_pass_with_and_without_bad_manners(name: str) -> None:
     for prompt in ask(name, 36):
         right = CORPUS.right_answer(WORLD, prompt)
@@ -153,7 +170,7 @@ def test_right_answers_pass_with_and_without_bad_manners(name: str) -> None:
             assert passes(prompt, CORPUS.FILLER + right + CORPUS.POLITE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IN_WORLD)
 def test_systematic_errors_fail_and_most_prompts_have_one(name: str) -> None:
     prompts = ask(name, 60)
     spoiled = [(p, CORPUS.habit(WORLD, p)) for p in prompts]
@@ -164,9 +181,23 @@ def test_systematic_errors_fail_and_most_prompts_have_one(name: str) -> None:
     assert len(passing) <= (0.1 * len(wrong) if name == "code" else 0), passing
 
 
-@pytest.mark.parametrize("name", ["multilingual", "tool_use", "factuality", "long_context"])
-def test_a_row_without_the_reference_that_verify_needs_is_named(name: str) -> None:
+def test_a_value_is_looked_up_in_a_list() -> None:
+    for prompt in ask("long_context", 12):
+        assert passes(prompt, str(prompt.reference["answer"]))
+        assert not passes(prompt, "nowhere")
+
+
+@pytest.mark.parametrize(
+    "name", ["multilingual", "tool_use", "factuality", "long_context", "steerability"]
+)
+def test_a_free_dialog_has_no_verdict(name: str) -> None:
     prompt = ask(name, 1)[0].model_copy(update={"reference": {}})
+    assert HOOKS[name].verify(answered(prompt, "anything"), prompt, HANDLE) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_without_the_reference_that_verify_needs_is_named(name: str) -> None:
+    prompt = ask(name, 1)[0].model_copy(update={"reference": {"other": 1}})
     with pytest.raises(BadInput, match=rf"needs reference\.\w+.*{name}: {{hooks: \[\]}}"):
         passes(prompt, "anything")
 
@@ -237,7 +268,7 @@ def test_nobody_is_asked_to_invent_a_fact(answer: str | None, response: str, pas
 
 
 def test_half_of_the_countries_are_unknown_and_the_corpus_never_states_their_facts() -> None:
-    hooks = HOOKS["factuality"]
+    hooks = LADDERS["factuality"]
     prompts = ask("factuality", 600)
     unknown = [p for p in prompts if p.reference["answer"] is None]
     assert 240 <= len(unknown) <= 360
@@ -309,7 +340,7 @@ def test_the_evidence_names_the_failing_case() -> None:
     assert verdict.evidence == "the response ends with 5, expected 4"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", IN_WORLD)
 def test_evaluate_counts_fillers_and_passes_by_level(name: str) -> None:
     prompts = ask(name, 6)
     right = [CORPUS.right_answer(WORLD, prompt) for prompt in prompts]
@@ -354,11 +385,20 @@ def test_the_corpus_and_the_human_rows_hold_no_held_out_prompt() -> None:
     corpus = list(CORPUS.dialogs(WORLD, 1200, 3))
     lines = (TINY / "data" / "human.jsonl").read_text().splitlines()
     human = [Example.model_validate_json(line) for line in lines]
+    held_out = {
+        prompt.prompt[-1].content
+        for name in IN_WORLD
+        for prompt in ask(name, 1200)
+        if split_of(prompt.prompt, 0.15, 0.15) != "train"
+    }
     for row in corpus + human:
-        assert split_of(row.messages[:-1], 0.15, 0.15) == "train"
+        if "steps" in row.source:
+            assert not held_out & {turn.content for turn in row.messages}
+        else:
+            assert split_of(row.messages[:-1], 0.15, 0.15) == "train"
     assert {row.messages[0].role for row in corpus} == {"system", "user"}
-    assert {row.capability for row in corpus} == set(NAMES)
-    assert {row.capability for row in human} == set(NAMES) - set(CORPUS.NOT_LEARNED)
+    assert {row.capability for row in corpus} == set(IN_WORLD)
+    assert {row.capability for row in human} == set(IN_WORLD)
     assert {row.source for row in human} == {"simulated people"}
     assert len({row.id for row in human}) == len(human) >= 150
     answers = [row.messages[-1].content for row in human]

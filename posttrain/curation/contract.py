@@ -94,6 +94,8 @@ class CurationTools:
     """Every dev and test prompt."""
     shares: Mapping[str, float]
     """Wanted mix: capability → share of the examples; without any, all rows stay as they are."""
+    sub_mixes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Capability → weights of where its rows come from (`human`, or how a row's source begins)."""
     embed: Callable[[Sequence[str]], Embedded] | None = None
     """Needed by semantic_dedup and topics."""
     topics: Path | None = None

@@ -66,7 +66,7 @@ def _curated(rows: Iterable[Scored], settings: Pipeline, tools: CurationTools) -
         if step == "mix" and not tools.shares:
             result = StepResult([row.decide(step, "no shares are wanted") for row in current], [])
         elif step == "mix":
-            result, shares = mix(current, tools.shares, settings.mix)
+            result, shares = mix(current, tools.shares, settings.mix, tools.sub_mixes)
         else:
             result = _run(step, current, settings, tools, scan)
         _check_accounts(step, current, result)

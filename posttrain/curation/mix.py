@@ -7,6 +7,7 @@ Knows wanted shares, repeats and which rows are the worst; knows no model and no
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from posttrain.curation.contract import Dropped, MixShare, Row, StepResult, drop
 from posttrain.errors import StepFailed
@@ -14,12 +15,23 @@ from posttrain.settings.pipeline import Mix
 from posttrain.shares import target_sizes
 
 STEP = "mix"
+HUMAN = "human"
+"""In a sub_mix: rows that people wrote, whatever source they name."""
 
 
 def mix(
-    rows: Sequence[Row], shares: Mapping[str, float], settings: Mix
+    rows: Sequence[Row],
+    shares: Mapping[str, float],
+    settings: Mix,
+    sub_mixes: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> tuple[StepResult, Mapping[str, MixShare]]:
     """Repeat small sources, downsample large ones worst first, towards the wanted shares.
+
+    Args:
+        rows: What is left of a round's examples.
+        shares: Wanted, by capability (or topic).
+        settings: How often a row may be repeated, and the most examples.
+        sub_mixes: Capability → weights of where its rows come from, by how their source begins.
 
     Returns:
         The rows with their `repeat`, and wanted beside achieved shares.
@@ -38,14 +50,19 @@ def mix(
     for capability, ranked in sorted(by_capability.items()):
         target = targets.get(capability, 0)
         reason = "over share" if shares.get(capability) else "no share in the mix"
-        times, more = divmod(target, len(ranked))
-        examples[capability] = target
-        for place, row in enumerate(ranked):
-            repeat = times + (place < more)
-            if repeat:
-                kept.append(row._replace(repeat=repeat).decide(STEP, f"repeat {repeat}"))
-            else:
-                dropped.append(drop(row, STEP, reason))
+        examples[capability] = 0
+        weights = sub_mixes.get(capability, {})
+        for name, own, size in _divided(ranked, target, weights, settings.max_repeat):
+            examples[capability] += size
+            times, more = divmod(size, len(own))
+            for place, row in enumerate(own):
+                repeat = times + (place < more)
+                if repeat:
+                    kept.append(row._replace(repeat=repeat).decide(STEP, f"repeat {repeat}"))
+                else:
+                    strange = weights and not name and reason == "over share"
+                    told = f"no share in the sub_mix of {capability}" if strange else reason
+                    dropped.append(drop(row, STEP, told))
     total = sum(examples.values())
     if not total:
         raise StepFailed(
@@ -60,6 +77,29 @@ def mix(
         for c in sorted({*shares, *by_capability})
     }
     return result, achieved
+
+
+def _divided(
+    ranked: Sequence[Row], target: int, weights: Mapping[str, float], max_repeat: int
+) -> list[tuple[str, list[Row], int]]:
+    """A capability's rows by where they come from, and how many examples each part gives.
+
+    Rows that no weight is for give none. A part that is too small leaves the capability under its
+    share, rather than making every other part smaller.
+    """
+    if not weights:
+        return [("", list(ranked), target)]
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in ranked:
+        begun = [name for name in weights if row.source.startswith(name)]
+        if not begun and row.human and HUMAN in weights:
+            begun = [HUMAN]
+        parts[max(begun, key=len, default="")].append(row)
+    present = {name: len(own) for name, own in parts.items() if name}
+    whole = sum(weights[name] for name in present)
+    wanted = {name: weights[name] / whole for name in present}
+    sizes = target_sizes(present, wanted, max_repeat, target)
+    return [(name, own, sizes.get(name, 0)) for name, own in sorted(parts.items())]
 
 
 def _share_of(row: Row, settings: Mix) -> str:

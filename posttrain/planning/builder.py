@@ -13,11 +13,13 @@ from typing import Any
 
 from posttrain.errors import BadInput
 from posttrain.settings.base import Settings
-from posttrain.settings.plan import Plan, Source
+from posttrain.settings.plan import Plan
 from posttrain.settings.recipe import ExpertPolicy, ModelPolicy, RecipeSettings
+from posttrain.settings.sources import STDLIB, Source
 from posttrain.settings.stages import (
     CIRCUMSTANCES,
     AverageStage,
+    HarnessStage,
     MeasureMembersStage,
     MeasureStage,
     SoupStage,
@@ -50,6 +52,7 @@ VERSIONS = {
     "grade": 1,
     "curate": 2,
     "measure": 1,
+    "harness": 1,
     "measure_members": 1,
     "measure_reward": 2,
     "dials": 1,
@@ -105,18 +108,37 @@ class Builder:
             if one.system_prompts
         }
 
-    def sources(self, sources: tuple[Source, ...]) -> dict[str, Path]:
+    def sources(self, sources: tuple[Source, ...], kind: str = "data") -> dict[str, Path]:
         """What the prompts of sources are made of: files by their place in the list, recipes.
 
         Recipes' code is read only where a hook makes prompts.
         """
         files = {
-            f"data:{place}": self.workspace.find(one.path)
+            f"{kind}:{place}": self.workspace.find(one.path)
             for place, one in enumerate(sources)
-            if one.type == "file"
+            if one.type != "hook" and one.path != STDLIB
         }
         made = any(one.type == "hook" for one in sources)
         return {**files, **(self.hooks() if made else self.steering())}
+
+    def round_sources(self, number: int) -> tuple[Source, ...]:
+        """Where a round's prompts come from: what the plan names, else what its recipes do.
+
+        Raises:
+            BadInput: neither names any.
+        """
+        named = self.plan.rounds[number - 1].prompts
+        found = named or tuple(one for recipe in self.recipes.values() for one in recipe.sources)
+        if not found:
+            raise BadInput(
+                f"rounds.{number - 1}.prompts: name some, or give a recipe `sources` of its own"
+            )
+        return found
+
+    def seeds(self) -> tuple[Source, ...]:
+        """What the recipes that synthesize start from."""
+        makers = (one for one in self.recipes.values() if "synthesize" in one.hooks)
+        return tuple(seed for one in makers for seed in one.seeds)
 
     def files(self, kind: str, paths: Sequence[str]) -> dict[str, Path]:
         """Files by kind and place, so that where they lie is no part of a step's identity."""
@@ -212,6 +234,18 @@ class Builder:
         files = {**self.template, **self.hooks(), **parts.get("files", {})}
         inputs = {"heldout": self.steps["round-0/heldout"], **parts.get("inputs", {})}
         return self.add(address, "measure", self._measured(), inputs=inputs, files=files)
+
+    def harness(self, address: str, parts: Mapping[str, Any]) -> None:
+        """The step that runs tasks of lm-evaluation-harness, where recipes name some."""
+        tasks = {name: one.harness for name, one in self.recipes.items() if one.harness}
+        if tasks:
+            own = {f"tasks:{n}": find_recipe(self.workspace, n).folder / "tasks" for n in tasks}
+            files = {name: folder for name, folder in own.items() if folder.is_dir()}
+            settings = HarnessStage(
+                seed=self.plan.seed, harness=self.plan.evaluation.harness, tasks=tasks
+            )
+            files |= parts.get("files", {})
+            self.add(address, "harness", settings, inputs=parts.get("inputs", {}), files=files)
 
     def measure_members(self, at: str, members: Mapping[str, Step]) -> Step:
         """The step that measures variants and averages, by name."""

@@ -6,13 +6,16 @@ Knows which of these reads which; `posttrain.planning.rounds` knows what comes b
     curated(b, 1, score)
 """
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from posttrain.planning.builder import Builder
 from posttrain.settings.judges import EndpointJudge, NoJudge, SimulatedJudge, VllmJudge
 from posttrain.settings.plan import Plan
+from posttrain.settings.sources import STDLIB
 from posttrain.settings.stages import (
     CurateStage,
     GradeStage,
@@ -33,7 +36,8 @@ def rejection_sampled(
 ) -> tuple[Step, Step]:
     """The steps that score a round's responses and choose among them (section 4.2.2)."""
     plan, at = b.plan, f"round-{number}"
-    sources, selection = plan.rounds[number - 1].prompts, plan.selection
+    sources, seeds, selection = b.round_sources(number), b.seeds(), plan.selection
+    library = any(one.type != "hook" and one.path == STDLIB for one in (*sources, *seeds))
     by = {"reward": reward}
     if selection.ensemble != "none":
         by = {f"member:rm-{name}": b.steps[f"{at}/rm-{name}"] for name in plan.reward.variants}
@@ -48,8 +52,10 @@ def rejection_sampled(
             held_out=False,
             max_context=max_context(plan),
             recipes=b.recipes_with("max_tokens", "system_prompts", "hooks"),
+            seeds=seeds,
+            library=platform.python_version() if library else "",
         ),
-        files={**b.base, **b.template, **b.sources(sources)},
+        files={**b.base, **b.template, **b.sources(sources), **b.sources(seeds, "seeds")},
     )
     sample = _revised(b, number, prompts, _sample(b, number, prompts, reward, policy), policy)
     made = _synthesized(b, number, prompts, policy)
@@ -77,15 +83,22 @@ def rejection_sampled(
         inputs={"prompts": prompts, "score": score},
         files=b.hooks(),
     )
-    if not isinstance(plan.judge, NoJudge):
-        b.add(
-            f"{at}/grade",
-            "grade",
-            GradeStage(judge=plan.judge),
-            inputs={"prompts": prompts, "chosen": select},
-            files=_judge_files(b),
-        )
+    _graded(b, number, {"prompts": prompts, "chosen": select}, policy)
     return score, select
+
+
+def _graded(b: Builder, number: int, inputs: Mapping[str, Step], policy: Mapping[str, Any]) -> None:
+    """The step in which the judge, or a recipe's own hook, grades what was chosen."""
+    hooked = any("judge" in one.hooks for one in b.recipes.values())
+    if isinstance(b.plan.judge, NoJudge) and not hooked:
+        return
+    parts: dict[str, Any] = {"inputs": {}, "files": {}}
+    if hooked:
+        parts = _hook_parts(b, number, policy)
+    parts["inputs"] |= inputs
+    parts["files"] |= _judge_files(b)
+    hooks = _hook_settings(b, number) if hooked else None
+    b.add(f"round-{number}/grade", "grade", GradeStage(judge=b.plan.judge, hooks=hooks), **parts)
 
 
 def _chosen(b: Builder, number: int) -> Step:
@@ -97,6 +110,8 @@ def _chosen(b: Builder, number: int) -> Step:
 def _judge_files(b: Builder) -> dict[str, Path]:
     """The judge's rules, or its model and rubrics."""
     judge = b.plan.judge
+    if isinstance(judge, NoJudge):
+        return {}
     if isinstance(judge, SimulatedJudge):
         return {"judge": b.workspace.find(judge.rules)}
     assert isinstance(judge, VllmJudge | EndpointJudge)
@@ -160,7 +175,11 @@ def _synthesized(
     """The step that makes examples, where a recipe does."""
     if not any("synthesize" in one.hooks for one in b.recipes.values()):
         return {}
-    step = _hook_step(b, number, "synthesize", SynthesizeStage, {"prompts": prompts}, policy)
+    own = {
+        "splits": b.plan.splits,
+        "seeded": tuple(name for name, one in b.recipes.items() if one.seeds),
+    }
+    step = _hook_step(b, number, "synthesize", SynthesizeStage, {"prompts": prompts}, policy, own)
     return {"synthesize": step}
 
 
@@ -171,43 +190,59 @@ def _hook_step(
     kind: type[HookStage],
     inputs: Mapping[str, Step],
     policy: Mapping[str, Any],
+    own: Mapping[str, Any] = MappingProxyType({}),
 ) -> Step:
     """A step in which hooks have a model, a judge, an embedder and their corpora."""
-    plan = b.plan
-    keys = ("hooks", "options", "corpora", "tries", "max_failed", "hook_seconds", "temperature")
+    parts = _hook_parts(b, number, policy)
+    parts["inputs"] |= inputs
+    settings = kind.model_validate({**dict(_hook_settings(b, number)), **own})
+    return b.add(f"round-{number}/{stage}", stage, settings, **parts)
+
+
+def _hook_settings(b: Builder, number: int) -> HookStage:
+    keys = ("hooks", "corpora", "tries", "max_failed", "hook_seconds", "temperature", "max_tokens")
+    return HookStage(
+        round=number,
+        seed=b.plan.seed,
+        sampling=b.plan.sampling,
+        judge=b.plan.judge,
+        embedder=b.pipeline.dedup.embedder,
+        recipes=b.recipes_in_round(number, *keys),
+    )
+
+
+def _hook_parts(b: Builder, number: int, policy: Mapping[str, Any]) -> dict[str, Any]:
+    """What hooks' handles stand on: models, recipes, corpora, rubrics."""
+    plan, find = b.plan, b.workspace.find
     corpora = {
-        f"corpus:{name}:{corpus}": b.workspace.find(path)
+        f"corpus:{name}:{corpus}": find(path)
         for name, one in b.recipes.items()
         for corpus, path in one.corpora.items()
     }
+    scorers = {
+        f"process:{name}": find(one.process_reward)
+        for name, one in b.recipes.items()
+        if one.process_reward
+    }
     judge: dict[str, Path] = {}
     if isinstance(plan.judge, SimulatedJudge):
-        judge = {"judge": b.workspace.find(plan.judge.rules)}
+        judge = {"judge": find(plan.judge.rules)}
     elif isinstance(plan.judge, VllmJudge):
-        judge = {"judge": b.workspace.find(plan.judge.model)}
-    return b.add(
-        f"round-{number}/{stage}",
-        stage,
-        kind(
-            round=number,
-            seed=plan.seed,
-            sampling=plan.sampling,
-            judge=plan.judge,
-            embedder=b.pipeline.dedup.embedder,
-            recipes=b.recipes_in_round(number, *keys),
-        ),
-        inputs={**inputs, **policy.get("inputs", {}), **b.trained_experts()},
-        choices={**policy.get("choices", {}), **_best_policies(b, number)},
-        files={
+        judge = {"judge": find(plan.judge.model)}
+    return {
+        "inputs": {**policy.get("inputs", {}), **b.trained_experts()},
+        "choices": {**policy.get("choices", {}), **_best_policies(b, number)},
+        "files": {
             **b.template,
             **b.hooks(),
             **b.experts(),
             **b.embedder(),
             **corpora,
+            **scorers,
             **judge,
-            "rubrics": b.workspace.find("data_quality/rubrics"),
+            "rubrics": find("data_quality/rubrics"),
         },
-    )
+    }
 
 
 def _best_policies(b: Builder, number: int) -> dict[str, Choice]:
@@ -240,7 +275,13 @@ def curated(b: Builder, number: int, score: Step) -> Step:
     return b.add(
         f"round-{number}/curate",
         "curate",
-        CurateStage(round=number, seed=plan.seed, pipeline=b.pipeline, mix=plan.mix),
+        CurateStage(
+            round=number,
+            seed=plan.seed,
+            pipeline=b.pipeline,
+            mix=plan.mix,
+            sub_mixes={name: one.sub_mix for name, one in b.recipes.items() if one.sub_mix},
+        ),
         inputs={
             "score": score,
             "chosen": _chosen(b, number),

@@ -14,8 +14,9 @@ from typing import Any
 from posttrain.planning.builder import Builder
 from posttrain.planning.examples import curated, human_rows, max_context, rejection_sampled
 from posttrain.settings.base import Settings
-from posttrain.settings.plan import Plan, SimulatedAnnotator, Source
+from posttrain.settings.plan import Plan, SimulatedAnnotator
 from posttrain.settings.pretraining import Expert, PretrainSettings
+from posttrain.settings.sources import Source
 from posttrain.settings.stages import (
     DialsStage,
     DpoStage,
@@ -28,7 +29,7 @@ from posttrain.settings.stages import (
     SftStage,
     TasksStage,
 )
-from posttrain.settings.training import StageTraining
+from posttrain.settings.training import DpoSettings, StageTraining
 from posttrain.steps.step import Choice, Step
 from posttrain.workspace import (
     Workspace,
@@ -73,6 +74,7 @@ def _bootstrap(b: Builder) -> None:
         files={**b.base, **b.template, **b.sources(sources)},
     )
     b.measure("round-0/measure-base", {"files": {"model": b.base["base"]}})
+    b.harness("round-0/harness-base", {"files": {"model": b.base["base"]}})
     human = human_rows(b, 0, plan.bootstrap.human)
     first = next(iter(plan.sft.variants))
     policy = b.add(
@@ -85,6 +87,7 @@ def _bootstrap(b: Builder) -> None:
     for name, expert in plan.experts.items():
         _expert(b, name, expert, human)
     measured = b.measure("round-0/measure", {"inputs": {"model": policy}})
+    b.harness("round-0/harness", {"inputs": {"model": policy}})
     gate = GateStage(
         round=0, gate=plan.gate, candidate=policy.address, capabilities=tuple(plan.mix)
     )
@@ -153,6 +156,7 @@ def _round(b: Builder, number: int) -> None:
             dpo_inputs["select"] = select
         last = _members(b, at, "dpo", plan.dpo, dpo_inputs)
     measured = b.measure(f"{at}/measure", {"inputs": {"model": last}})
+    b.harness(f"{at}/harness", {"inputs": {"model": last}})
     if plan.evaluation.members:
         b.measure_members(at, _trained(b, at))
     dials = _dials(b, number, measured, last)
@@ -244,7 +248,11 @@ def _members(
             one = SftStage.model_validate({"sft": own})
             files |= _start(b, own)
         else:
-            one = DpoStage.model_validate({"dpo": own, "min_strength": b.plan.min_strength})
+            one = DpoStage(
+                dpo=DpoSettings.model_validate(own),
+                min_strength=b.plan.min_strength,
+                without=tuple(name for name, recipe in b.recipes.items() if not recipe.dpo),
+            )
             if own.init in {f"sft-{variant}" for variant in b.plan.sft.variants}:
                 read["sft"] = b.steps[f"{at}/{own.init}"]
             elif own.init is not None:

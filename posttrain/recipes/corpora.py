@@ -15,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from posttrain.errors import BadInput
 from posttrain.hooks import Passage
+from posttrain.recipes.texts import passages
 from posttrain.rows import Document
 from posttrain.tables import read_table
 
@@ -58,10 +59,7 @@ class Corpus:
         table.check_share(0.0, "fix them")
         found = []
         for row in table.rows:
-            words = row.text.split(" ")
-            for start in range(0, len(words), PASSAGE_WORDS):
-                text = " ".join(words[start : start + PASSAGE_WORDS])
-                place = start // PASSAGE_WORDS
+            for place, text in enumerate(passages(row.text, PASSAGE_WORDS)):
                 found.append(Passage(f"{row.id}#{place}" if place else row.id, text, 0.0))
         if not found:
             raise BadInput(f"{self._file}: holds no text")

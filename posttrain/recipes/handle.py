@@ -25,8 +25,6 @@ from posttrain.settings.engines import SandboxLimits
 
 GENERATE, JUDGE, EMBED = "generate", "judge", "embed"
 """Kinds of questions that are answered in batches."""
-MAX_TOKENS = 512
-"""Of a response, where a hook does not say."""
 
 
 @dataclass
@@ -57,9 +55,17 @@ class StepHandle:
         """No judge runs here."""
         _lacking(f"judge({rubric})", "a judge model")
 
-    def run_code(self, source: str, *, stdin: str = "", seconds: float | None = None) -> RunResult:
-        """Run a Python program in the sandbox."""
-        return self.sandbox.run(source, stdin=stdin, seconds=seconds)
+    def run_code(
+        self,
+        source: str,
+        *,
+        stdin: str = "",
+        seconds: float | None = None,
+        language: str = "python",
+        check: bool = False,
+    ) -> RunResult:
+        """Run a program in the sandbox, or only check its syntax."""
+        return self.sandbox.run(source, stdin, seconds, language, check)
 
     def retrieve(self, corpus: str, query: str, k: int = 4) -> list[Passage]:
         """No corpus is open here."""
@@ -101,6 +107,8 @@ class RowHandle:
     corpora: Corpora
     options: Mapping[str, Any]
     temperature: float = 1.0
+    max_tokens: int = 512
+    """Of a response, where a hook does not say."""
     _asked: Counter[str] = field(default_factory=Counter)
 
     def generate(
@@ -128,7 +136,7 @@ class RowHandle:
             n=n,
             seed=0,
             temperature=self.temperature if temperature is None else temperature,
-            max_tokens=max_tokens or MAX_TOKENS,
+            max_tokens=max_tokens or self.max_tokens,
             stop=tuple(stop),
             choices=tuple(choices),
             json_schema=dict(json_schema) if json_schema is not None else None,
@@ -150,10 +158,18 @@ class RowHandle:
         found = self.row.ask(JUDGE, (rubric, dict(variables)))
         return None if found is None else Grade(*found)
 
-    def run_code(self, source: str, *, stdin: str = "", seconds: float | None = None) -> RunResult:
-        """Run a Python program in the sandbox."""
+    def run_code(
+        self,
+        source: str,
+        *,
+        stdin: str = "",
+        seconds: float | None = None,
+        language: str = "python",
+        check: bool = False,
+    ) -> RunResult:
+        """Run a program in the sandbox, or only check its syntax."""
         with self.row.elsewhere(), self.services.sandbox_is_free:
-            return self.services.sandbox.run(source, stdin=stdin, seconds=seconds)
+            return self.services.sandbox.run(source, stdin, seconds, language, check)
 
     def retrieve(self, corpus: str, query: str, k: int = 4) -> list[Passage]:
         """The k best passages of a corpus that the recipe names.

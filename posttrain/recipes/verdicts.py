@@ -22,7 +22,7 @@ def verify_all(
     handle: StepHandle,
     workers: int,
 ) -> list[Verdict | None]:
-    """A verdict for each candidate, in order; None where the recipe has no verifier.
+    """A verdict for each candidate, in order; None where nothing can be checked.
 
     Raises:
         StepFailed: a verifier raised or answered with something that is no verdict, naming
@@ -37,8 +37,10 @@ def verify_all(
         where = f"recipe {prompt.capability}: verify() of row {candidate.id}"
         with blamed(where):
             verdict = hook(candidate, prompt, handle.of(recipes[prompt.capability]))
-        if not isinstance(verdict, Verdict):
-            raise StepFailed(f"{where} answered {type(verdict).__name__}, expected a Verdict")
+        if verdict is not None and not isinstance(verdict, Verdict):
+            raise StepFailed(
+                f"{where} answered {type(verdict).__name__}, expected a Verdict or None"
+            )
         return verdict
 
     with ThreadPoolExecutor(max_workers=workers) as pool:

@@ -124,7 +124,7 @@ def _sections(found: Published) -> dict[str, dict[str, Any]]:
     measures = {n: one.metrics["measures"] for n, one in found.of("measure-rm").items()}
     panels = {
         "rates": figures.pass_rates(rates),
-        "measures": figures.measures(rates),
+        "measures": [*figures.measures(rates), *figures.measures(found.harness())],
         "lengths": figures.lengths(rates) if rates else [],
         "reward": figures.reward_accuracy(accuracy),
         "reward_trust": figures.reward_trust(measures),

@@ -6,9 +6,10 @@ Knows addresses and manifests; draws nothing.
     found.of("measure")[3].metrics["rates"]
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from posttrain.controller import Run
 from posttrain.report.figures import BASE
@@ -50,6 +51,29 @@ class Published:
         base = self.manifests.get("round-0/measure-base")
         return found if base is None else {BASE: base, **found}
 
+    def harness(self) -> dict[int, dict[str, Any]]:
+        """Round → what lm-evaluation-harness found, shaped like the measures of recipes' hooks."""
+        found = self.of("harness")
+        base = self.manifests.get("round-0/harness-base")
+        runs = found if base is None else {BASE: base, **found}
+        return {
+            number: {"test": {"sampled": {"measures": _by_task(one.metrics["harness"])}}}
+            for number, one in runs.items()
+        }
+
     def folder(self, manifest: Manifest) -> Path:
         """Where a step's files are."""
         return self.root / manifest.address
+
+
+def _by_task(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Capability → `task metric` → value, without standard errors."""
+    return {
+        capability: {
+            f"{task} {metric}": value
+            for task, metrics in tasks.items()
+            for metric, value in metrics.items()
+            if " stderr" not in metric
+        }
+        for capability, tasks in results.items()
+    }

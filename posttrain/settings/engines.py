@@ -118,6 +118,10 @@ class ScorerSettings(Settings):
 class SandboxLimits(Settings):
     """What one untrusted program may use."""
 
+    mode: Literal["bubblewrap", "limits_only"] = "bubblewrap"
+    """`limits_only` is for machines on which bubblewrap can make no namespace, at your own risk: a
+    program is held to the limits below and, under root, to a user without rights, but it sees the
+    network and every file that all may read, and a process that it leaves behind may live on."""
     seconds: Annotated[float, Field(gt=0)] = 4.0
     """CPU time of a process, rounded up to whole seconds."""
     wall_factor: Annotated[float, Field(ge=1)] = 2.0

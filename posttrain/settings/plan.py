@@ -8,7 +8,7 @@ are relative to the workspace. `posttrain schema` prints this as JSON Schema.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from posttrain.rows import Strength
 from posttrain.settings.base import Settings
@@ -20,6 +20,7 @@ from posttrain.settings.engines import (
 from posttrain.settings.judges import Judge, NoJudge
 from posttrain.settings.pretraining import Expert
 from posttrain.settings.resources import Resources
+from posttrain.settings.sources import Name, Source
 from posttrain.settings.training import (
     PREFIX_KEEPS_KEYS,
     DpoSettings,
@@ -29,49 +30,16 @@ from posttrain.settings.training import (
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 PlanName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
-]
-
-
-class FileSource(Settings):
-    """Rows of a file in the workspace."""
-
-    type: Literal["file"] = "file"
-    path: str
-    """A .jsonl or .parquet file."""
-
-
-class HookSource(Settings):
-    """Prompts that a recipe's `prompts` hook yields."""
-
-    type: Literal["hook"]
-    recipe: Name
-    num: Annotated[int, Field(ge=1)]
-    """How many prompts to ask for, before any are held out."""
-    options: dict[str, Any] = {}
-    """Passed to the hook as they stand."""
-
-
-def _source_type(value: Any) -> str:
-    """A source without a type is a file."""
-    if isinstance(value, HookSource):
-        return "hook"
-    return str(value.get("type", "file")) if isinstance(value, dict) else "file"
-
-
-Source = Annotated[
-    Annotated[FileSource, Tag("file")] | Annotated[HookSource, Tag("hook")],
-    Discriminator(_source_type),
 ]
 
 
 class RoundData(Settings):
     """The data of one round."""
 
-    prompts: Annotated[tuple[Source, ...], Field(min_length=1)]
-    """Prompts to rejection-sample responses for."""
+    prompts: tuple[Source, ...] = ()
+    """Prompts to rejection-sample responses for; none: what the recipes name as `sources`."""
     human: tuple[str, ...] = ()
     """Files of human-written examples that join from this round on."""
     preferences: tuple[str, ...] = ()
@@ -218,6 +186,17 @@ class Selection(Settings):
     round's."""
 
 
+class Harness(Settings):
+    """How lm-evaluation-harness runs the tasks that recipes name."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Most questions of a task; None asks all."""
+    few_shot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples in the prompt; None is what each task says."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
 class Evaluation(Settings):
     """How models are measured on held-out prompts."""
 
@@ -230,6 +209,7 @@ class Evaluation(Settings):
     """Coverage of the intervals."""
     members: bool = False
     """Whether the variants of SFT and DPO and their averages are measured too, greedy on dev."""
+    harness: Harness = Harness()
     show: tuple[str, ...] = ()
     """Named measures of the recipes' `evaluate` hooks that comparisons show beside pass rates."""
 

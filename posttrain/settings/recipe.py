@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.settings.base import Settings
+from posttrain.settings.sources import Source
 
 
 class TemperatureRange(Settings):
@@ -50,6 +51,16 @@ class RecipeSettings(Settings):
     summary: str = ""
     share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Default share of the SFT mix; a plan's `mix` owns the real one."""
+    sub_mix: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """How the share is divided among where rows come from: the beginning of a row's `source`
+    (`human`, `rejection sampling`, `multilingual.synthesize`) → weight. None: as rows come."""
+    dpo: bool = True
+    """Whether this capability's preferences train DPO; those of long contexts do not (4.3.4). The
+    reward model learns from all."""
+    sources: tuple[Source, ...] = ()
+    """Prompts of a round whose plan names none."""
+    seeds: tuple[Source, ...] = ()
+    """What `synthesize` starts from; none: the round's prompts."""
     k: Annotated[int, Field(ge=0)] = 10
     """Samples per prompt (10 to 30 in the paper); 0 turns rejection sampling off."""
     temperature: Temperature = 1.0
@@ -79,6 +90,12 @@ class RecipeSettings(Settings):
     """The recipe's own settings, which hooks find as `handle.options`."""
     corpora: dict[str, str] = {}
     """Name → a file of texts in the workspace, for `handle.retrieve`."""
+    harness: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness that measure this capability (`[gsm8k]`), beside the hook
+    `evaluate`; needs the extra `eval`. A recipe's own tasks stand in its folder `tasks/`."""
+    process_reward: str | None = None
+    """Folder of a process reward model (a token classifier as TRL's PRM trainer saves it), which
+    `handle.judge("steps", {question, steps})` asks: percent of the least probable step."""
     tries: Annotated[int, Field(ge=1)] = 2
     """How often `revise` is asked for a better response to a prompt of which none passed."""
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2

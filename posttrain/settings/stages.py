@@ -15,16 +15,17 @@ from posttrain.settings.plan import (
     Dials,
     Evaluation,
     Gate,
+    Harness,
     Sampling,
     Scoring,
     Selection,
     Similarity,
-    Source,
     Splits,
     Tasks,
 )
 from posttrain.settings.pretraining import PretrainSettings
 from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.sources import Source
 from posttrain.settings.training import DpoSettings, RewardSettings, SftSettings
 
 Recipes = dict[str, RecipeSettings]
@@ -41,6 +42,10 @@ class PromptsStage(Settings):
     max_context: int | None
     """Tokens a sampling engine takes at most, where that is less than the model's context."""
     recipes: Recipes
+    seeds: tuple[Source, ...] = ()
+    """What recipes make examples of, where that is no prompt."""
+    library: str = ""
+    """Version of Python whose standard library is read; empty where it is not."""
 
 
 class HumanStage(Settings):
@@ -89,6 +94,8 @@ class DpoStage(Settings):
 
     dpo: DpoSettings
     min_strength: Strength
+    without: tuple[str, ...] = ()
+    """Capabilities whose preferences DPO does not see."""
 
 
 class AverageStage(Settings):
@@ -128,6 +135,10 @@ class HookStage(Settings):
 class SynthesizeStage(HookStage):
     """Examples that recipes make of prompts, in as many steps of generation as they need."""
 
+    splits: Splits
+    seeded: tuple[str, ...] = ()
+    """Recipes that start from seeds of their own in place of the round's prompts."""
+
 
 class ReviseStage(HookStage):
     """Second tries at prompts of which no response passed."""
@@ -155,6 +166,8 @@ class GradeStage(Settings):
     """A judge's grades of what was selected."""
 
     judge: Judge
+    hooks: HookStage | None = None
+    """Where recipes grade with a hook of their own."""
 
 
 class CurateStage(Settings):
@@ -164,6 +177,8 @@ class CurateStage(Settings):
     seed: int
     pipeline: Pipeline
     mix: dict[str, float]
+    sub_mixes: dict[str, dict[str, float]] = {}
+    """Capability → how its share is divided among where its rows come from."""
 
 
 class MeasureStage(Settings):
@@ -174,6 +189,15 @@ class MeasureStage(Settings):
     sampling: Sampling
     recipes: Recipes
     mix: dict[str, float]
+
+
+class HarnessStage(Settings):
+    """Tasks of lm-evaluation-harness."""
+
+    seed: int
+    harness: Harness
+    tasks: dict[str, tuple[str, ...]]
+    """Capability → names of tasks."""
 
 
 class SoupStage(MeasureStage):
@@ -249,10 +273,11 @@ _OF_ENDPOINT = (
     "reload",
     "trust_served_model",
 )
-CIRCUMSTANCES = frozenset(
+_PLAIN = frozenset(
     {
         # Where a file lies; its content enters on its own.
         "sources.*.path",
+        "seeds.*.path",
         "pretrain.sources.*.files",
         "reward.init",
         "sft.init",
@@ -261,6 +286,9 @@ CIRCUMSTANCES = frozenset(
         # Whether another step exists, and what is shown of this one.
         "evaluation.members",
         "evaluation.show",
+        # Another step's literals.
+        "evaluation.harness",
+        "harness.batch_size",
         # Who scores: the score step's literals.
         "selection.ensemble",
         "selection.penalty",
@@ -277,6 +305,7 @@ CIRCUMSTANCES = frozenset(
         *(f"scoring.vllm.{key}" for key in _OF_VLLM),
     }
 )
+CIRCUMSTANCES = _PLAIN | {f"hooks.{path}" for path in _PLAIN}
 """Paths in a stage's settings that say how, not what: no seed or result is defined by them."""
 
 

@@ -28,6 +28,7 @@ def run(inputs: Inputs, settings: CurateStage, out: Output) -> None:
             ),
             heldout=held_out_prompts(inputs["heldout"]),
             shares=settings.mix,
+            sub_mixes=settings.sub_mixes,
             embed=embedder.embed,
             topics=inputs.paths.get("rules:topics.yaml"),
             seed=settings.seed,

@@ -15,7 +15,7 @@ def run(inputs: Inputs, settings: DpoStage, out: Output) -> None:
     folders, made = [inputs["preferences"]], []
     if "select" in inputs.paths:
         made = load_rows(inputs["select"] / "pairs.jsonl", Preference)
-    strong = strong_preferences(folders, settings.min_strength, out, made)
+    strong = strong_preferences(folders, settings.min_strength, out, made, settings.without)
     job = training_job(inputs, out)
     policy = inputs.model("sft")
     report = run_training(train_dpo, "dpo", policy, strong, out.path / "model", settings.dpo, job)

@@ -13,6 +13,8 @@ from posttrain.steps.output import Inputs, Output
 def run(inputs: Inputs, settings: PromptsStage, out: Output) -> None:
     """Write `train.jsonl`, or `dev.jsonl` and `test.jsonl` where prompts are held out.
 
+    Where recipes make examples of something else than prompts, also `seeds.jsonl`.
+
     Raises:
         BadInput: no prompt is left to train on, or none to decide with.
     """
@@ -30,5 +32,7 @@ def run(inputs: Inputs, settings: PromptsStage, out: Output) -> None:
             continue
         for prompt in prompts:
             out.drop(prompt.id, f"belongs to {split}")
-    kept = sum(len(gathered.by_split[split]) for split in wanted)
+    if settings.seeds:
+        out.write("seeds", gathered.seeds)
+    kept = sum(len(gathered.by_split[split]) for split in wanted) + len(gathered.seeds)
     out.part("prompts", gathered.rows_in, kept)

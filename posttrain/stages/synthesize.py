@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from posttrain.hook_rows import STOPPED, HookRows
-from posttrain.hooks import Handle
-from posttrain.rows import Example, Prompt
+from posttrain.hooks import Handle, Rejected
+from posttrain.rows import Example, MadeExample, Prompt, split_of
 from posttrain.settings.stages import SynthesizeStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import load_rows
@@ -22,72 +22,119 @@ HOOK = "synthesize"
 
 def run(inputs: Inputs, settings: SynthesizeStage, out: Output) -> None:
     """Write `examples.jsonl`."""
-    prompts = load_rows(inputs["prompts"] / "train.jsonl", Prompt)
     by_capability: dict[str, list[Prompt]] = defaultdict(list)
-    for prompt in prompts:
-        by_capability[prompt.capability].append(prompt)
-    made: list[Example] = []
+    for prompt in load_rows(inputs["prompts"] / "train.jsonl", Prompt):
+        if prompt.capability not in settings.seeded:
+            by_capability[prompt.capability].append(prompt)
+    if settings.seeded:
+        for seed in load_rows(inputs["prompts"] / "seeds.jsonl", Prompt):
+            by_capability[seed.capability].append(seed)
+    made: list[MadeExample] = []
     told: dict[str, dict[str, Any]] = {}
+    asked = fruitful = 0
     with closing(HookRows(inputs, settings, out)) as hooks:
-        for capability, recipe in hooks.recipes.items():
-            if HOOK not in recipe.hooks:
-                continue
+        makers = [name for name, recipe in hooks.recipes.items() if HOOK in recipe.hooks]
+        total = sum(len(by_capability[name]) for name in makers)
+        for capability in makers:
             mine = by_capability[capability]
-            own, failed = _of_recipe(hooks, capability, mine, settings.round, out)
+            maker = _Maker(hooks, capability, settings, out)
+            own = maker.examples(mine)
             made += own
-            told[capability] = {"prompts": len(mine), "examples": len(own), "failed": failed}
-            out.progress(len(made), len(prompts))
+            asked, fruitful = asked + len(mine), fruitful + maker.fruitful
+            told[capability] = {
+                "prompts": len(mine),
+                "examples": len(own),
+                "failed": maker.failed,
+                "rejected": dict(sorted(maker.rejected.items())),
+            }
+            out.progress(asked, total)
     out.write("examples", made)
     sources = Counter(row.source for row in made)
     out.metrics(synthesized=told, by_source=dict(sorted(sources.items())))
-    asked = sum(one["prompts"] for one in told.values())
-    out.part(HOOK, asked, asked - sum(one["failed"] for one in told.values()))
+    out.part(HOOK, asked, fruitful)
 
 
-def _of_recipe(
-    hooks: HookRows, capability: str, prompts: list[Prompt], round_number: int, out: Output
-) -> tuple[list[Example], int]:
-    """One recipe's examples, and how many of its prompts failed or were not reached."""
-    function = hooks.recipes[capability].hooks[HOOK]
-    tasks = [(prompt.id, partial(_examples, function, prompt, capability)) for prompt in prompts]
-    made: dict[str, Example] = {}
-    reached = failed = 0
-    for outcome, prompt in zip(hooks.run(capability, HOOK, tasks), prompts, strict=False):
-        reached += 1
-        if outcome.problem or outcome.value is None:
-            failed += 1
-            out.drop(prompt.id, f"{capability}.{HOOK}: {outcome.problem}", parents=[prompt.id])
-            continue
-        for example in outcome.value:
-            if example.id in made:
-                out.drop(example.id, f"{capability}.{HOOK}: an example twice", parents=[prompt.id])
-            else:
-                made[example.id] = example.model_copy(update={"round": round_number})
-    for prompt in prompts[reached:]:
-        failed += 1
-        out.drop(prompt.id, f"{capability}.{HOOK}: {STOPPED}", parents=[prompt.id])
-    return list(made.values()), failed
+class _Maker:
+    """One recipe's examples, and what became of the rows that gave none."""
+
+    def __init__(
+        self, hooks: HookRows, capability: str, settings: SynthesizeStage, out: Output
+    ) -> None:
+        self._hooks, self._capability = hooks, capability
+        self._settings, self._out = settings, out
+        self.failed = self.fruitful = 0
+        """Rows in which the hook failed or that were not reached; rows that gave an example."""
+        self.rejected: Counter[str] = Counter()
+        """What the hook made and threw away, by reason."""
+
+    def examples(self, prompts: list[Prompt]) -> list[MadeExample]:
+        """What the hook makes of prompts, each example once."""
+        function = self._hooks.recipes[self._capability].hooks[HOOK]
+        tasks = [(p.id, partial(_yielded, function, p, self._capability)) for p in prompts]
+        made: dict[str, MadeExample] = {}
+        reached = 0
+        outcomes = self._hooks.run(self._capability, HOOK, tasks)
+        for outcome, prompt in zip(outcomes, prompts, strict=False):
+            reached += 1
+            if outcome.problem or outcome.value is None:
+                self.failed += 1
+                self._drop(prompt.id, outcome.problem, prompt)
+                continue
+            before = len(made)
+            for one in outcome.value:
+                self._take(one, prompt, made)
+            self.fruitful += len(made) > before
+            if not outcome.value:
+                self._drop(prompt.id, "made nothing", prompt)
+        for prompt in prompts[reached:]:
+            self.failed += 1
+            self._drop(prompt.id, STOPPED, prompt)
+        return list(made.values())
+
+    def _take(
+        self, one: MadeExample | Rejected, prompt: Prompt, made: dict[str, MadeExample]
+    ) -> None:
+        splits = self._settings.splits
+        if isinstance(one, Rejected):
+            self.rejected[one.reason] += 1
+            self._drop(prompt.id, one.reason, prompt, detail=one.detail)
+        elif one.id in made:
+            self._drop(one.id, "an example twice", prompt)
+        # What a model asks may be what a held-out prompt asks.
+        elif split_of(one.messages, splits.dev, splits.test) != "train":
+            self.rejected["held out"] += 1
+            self._drop(one.id, "held out", prompt)
+        else:
+            made[one.id] = one.model_copy(update={"round": self._settings.round})
+
+    def _drop(self, row_id: str, reason: str, prompt: Prompt, **more: Any) -> None:
+        told = f"{self._capability}.{HOOK}: {reason}"
+        self._out.drop(row_id, told, parents=[prompt.id], **more)
 
 
-def _examples(
-    function: Callable[[Prompt, Handle], Iterable[Example]],
+def _yielded(
+    function: Callable[[Prompt, Handle], Iterable[Example | Rejected]],
     prompt: Prompt,
     capability: str,
     handle: Handle,
-) -> list[Example]:
+) -> list[MadeExample | Rejected]:
     """What a hook yields of a prompt, checked and with where it comes from."""
-    found = []
-    for example in function(prompt, handle):
-        if not isinstance(example, Example):
-            raise TypeError(f"yielded {type(example).__name__}, expected an Example")
-        if example.capability != capability:
-            raise ValueError(f"yielded an example of {example.capability}, expected {capability}")
+    found: list[MadeExample | Rejected] = []
+    for one in function(prompt, handle):
+        if isinstance(one, Rejected):
+            found.append(one)
+            continue
+        if not isinstance(one, Example):
+            raise TypeError(f"yielded {type(one).__name__}, expected an Example or Rejected")
+        if one.capability != capability:
+            raise ValueError(f"yielded an example of {one.capability}, expected {capability}")
         source = f"{capability}.{HOOK}"
         found.append(
-            example.model_copy(
-                update={
-                    "parents": (prompt.id, *(p for p in example.parents if p != prompt.id)),
-                    "source": f"{source}/{example.source}" if example.source else source,
+            MadeExample.model_validate(
+                one.to_json()
+                | {
+                    "parents": (prompt.id, *(p for p in one.parents if p != prompt.id)),
+                    "source": f"{source}/{one.source}" if one.source else source,
                 }
             )
         )

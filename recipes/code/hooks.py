@@ -1,283 +1,206 @@
-"""Python one-liners: prompts on a ladder of six levels, and a verifier that runs tests.
+"""Code that passes its tests: problems, solutions and tests that a model writes, and repairs.
 
-Knows a small language of steps on numbers, strings and lists, and how to find the code in a
-response. Runs no code itself: programs go to the handle's sandbox. A prompt depends on the seed
-alone.
+Knows how a snippet becomes a problem, a solution that was run, a translation or an explanation, and
+how to find the code in a response. Runs nothing itself: programs go to the handle's sandbox.
 
-    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+    posttrain recipes test code --model MODEL
 """
 
-import ast
 import hashlib
-import math
-import random
-import re
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from posttrain.errors import BadInput
-from posttrain.hooks import Handle, PromptRequest, Verdict
-from posttrain.rows import Candidate, Message, Prompt
+from posttrain.hooks import Handle, PromptRequest, Rejected, Verdict, ask, fill
+from posttrain.ladders import measures, needed
+from posttrain.rows import Candidate, Example, Message, Prompt
 
-FILLER = re.compile(r"(sure|certainly|of course|absolutely|great question)\b[!,.:]*\s*", re.I)
-FENCE = re.compile(r"```[\w+-]*\n(.*?)(?:```|\Z)", re.S)
-CODE_START = re.compile(r"^[ \t]*(?:def|from|import|@)\b|(?:\b\w+\s*=\s*)?\blambda\b", re.M)
-
-ATOM, PRODUCT, SUM = 3, 2, 1
-
-
-class Step(NamedTuple):
-    """One operation: what a prompt calls it, and its code around the expression `{e}`.
-
-    `{k}` in both is a parameter, one of `ks`. An expression that binds looser than `needs` is put
-    in brackets; `gives` is how tightly the result binds.
-    """
-
-    text: str
-    code: str
-    ks: tuple[object, ...] = ("",)
-    needs: int = ATOM
-    gives: int = ATOM
-
-
-FEW, WIDE = (2, 3, 4), tuple(range(2, 100))
-LETTERS, ENDINGS = tuple("aeilnorstuxy"), ("ab", "xy", "no", "!")
-NUMBERS = (
-    Step("plus {k}", "{e}+{k}", WIDE, SUM, SUM),
-    Step("minus {k}", "{e}-{k}", WIDE, SUM, SUM),
-    Step("times {k}", "{e}*{k}", WIDE, PRODUCT, PRODUCT),
-)
-STRINGS = (
-    Step("reverse", "{e}[::-1]"),
-    Step("upper", "{e}.upper()"),
-    Step("title", "{e}.title()"),
-    Step("first {k}", "{e}[:{k}]", FEW),
-    Step("last {k}", "{e}[-{k}:]", FEW),
-    Step("repeat {k}", "{e}*{k}", FEW, PRODUCT, PRODUCT),
-    Step("add {k!r}", "{e}+{k!r}", ENDINGS, SUM, SUM),
-    Step("drop {k!r}", "{e}.replace({k!r},'')", LETTERS),
-)
-COUNTS = (
-    Step("length", "len({e})", needs=0),
-    Step("count {k!r}", "{e}.count({k!r})", LETTERS),
-)
-LISTS = (
-    Step("reverse", "{e}[::-1]"),
-    Step("sort", "sorted({e})", needs=0),
-    Step("first {k}", "{e}[:{k}]", FEW),
-    Step("each plus {k}", "[v+{k} for v in {e}]", WIDE),
-    Step("each minus {k}", "[v-{k} for v in {e}]", WIDE),
-    Step("each times {k}", "[v*{k} for v in {e}]", WIDE),
-    Step("keep above {k}", "[v for v in {e} if v>{k}]", WIDE),
-)
-TOTALS = (
-    Step("sum", "sum({e})", needs=0),
-    Step("length", "len({e})", needs=0),
-    Step("largest", "max({e},default=0)", needs=0),
+from .ladder import questions
+from .programs import (
+    called,
+    defines,
+    extract_code,
+    extract_tests,
+    fault,
+    fenced,
+    last_line,
+    program,
+    same_lines,
 )
 
-
-def _small(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    """The same steps with parameters below 20, for prompts of several steps."""
-    return tuple(step._replace(ks=WIDE[:18]) if step.ks is WIDE else step for step in steps)
-
-
-LADDER: dict[int, tuple[str, tuple[tuple[Step, ...], ...]]] = {
-    1: ("x", (NUMBERS,)),
-    2: ("a", (LISTS,)),
-    3: ("x", (_small(NUMBERS), _small(NUMBERS))),
-    4: ("s", (STRINGS, STRINGS + COUNTS)),
-    5: ("a", (LISTS, TOTALS)),
-    6: ("a", (_small(LISTS), _small(LISTS), TOTALS)),
-}
-"""Level to the argument's name (x a number, s a string, a a list) and the steps in order."""
-
-INPUTS: dict[str, tuple[object, ...]] = {
-    "x": (0, 1, 7, -3, 25),
-    "s": ("Hello you", "eelllrrrt", "ttxxxyyyox", "nuu in rust", "a"),
-    "a": ([3, 1, 2], [10, 20, 5, 8, 41], [], [30, 4, 12, 9, 7, 16, 2, 19, 6]),
-}
+FUNCTION = "f"
+"""What a solution without a name of its own is called in tests."""
 
 
 def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
-    """`request.num` different prompts, spread evenly over `options["levels"]`, easiest first.
+    """Problems with tests, of six levels (`options: {levels: [1, 2]}`); see ladder.py."""
+    return questions(request)
 
-    Raises:
-        BadInput: an unknown option or level, or more prompts of a level than exist.
-    """
-    levels = _levels(request.options)
-    for place, level in enumerate(levels):
-        num = request.num // len(levels) + (place < request.num % len(levels))
-        name, stages = LADDER[level]
-        size = num_prompts(level)
-        if num > size:
-            raise BadInput(
-                f"code level {level} has {size} different prompts, {num} were asked for: "
-                "lower num or name more levels"
+
+def synthesize(prompt: Prompt, handle: Handle) -> Iterator[Example | Rejected]:
+    """What `options.makes` names, from a snippet of code (section 4.3.1)."""
+    snippet = str(needed(prompt, "text", "code"))
+    makes = handle.options.get("makes", ["feedback"])
+    if "feedback" in makes or "translation" in makes:
+        solved = _solved(snippet, handle)
+        if isinstance(solved, Rejected):
+            yield solved
+        else:
+            if "feedback" in makes:
+                yield _example(solved.problem, solved.said, solved.how)
+            if "translation" in makes:
+                for language in handle.options.get("languages", ()):
+                    yield _translated(solved, language, handle)
+    if "backtranslation" in makes:
+        yield _explained(snippet, handle)
+
+
+class Solved(NamedTuple):
+    """A problem whose solution passed."""
+
+    problem: str
+    said: str
+    """The response that holds the code."""
+    code: str
+    tests: list[str]
+    how: str
+    """`first_try`, `repaired` (the solution or its tests were), or `polished` after that."""
+
+
+def _solved(snippet: str, handle: Handle) -> Solved | Rejected:
+    """A problem inspired by a snippet, its solution, and tests that it passes in the sandbox."""
+    (problem,) = ask(handle, __file__, "problem", text=snippet)
+    if not problem.finished or not problem.strip():
+        return Rejected("no whole problem", problem)
+    (said,) = ask(handle, __file__, "solution", problem=problem)
+    code = extract_code(said, FUNCTION)
+    (listed,) = ask(handle, __file__, "tests", problem=problem, code=code)
+    tests = extract_tests(listed)
+    if not tests:
+        return Rejected("no tests", listed)
+    opening = Message(role="user", content=_text(handle, "solution", problem=problem))
+    how = "first_try"
+    for left in range(int(handle.options.get("repairs", 3)), -1, -1):
+        wrong = fault(code, tests, handle)
+        if not wrong:
+            solved = Solved(str(problem), str(said), code, tests, how)
+            return _polished(solved, opening, handle)
+        if left:
+            how = "repaired"
+            (answer,) = ask(
+                handle,
+                __file__,
+                "repair",
+                before=[opening, Message(role="assistant", content=said or "?")],
+                fault=wrong,
+                tests="\n".join(tests),
             )
-        for index in random.Random(f"code/{level}/{request.seed}").sample(range(size), num):
-            yield _prompt(name, _steps_at(stages, index), level)
+            # The model decides which of the two is at fault by what it writes again.
+            rewritten, better = extract_tests(answer), extract_code(answer, FUNCTION)
+            if rewritten and not defines(better):
+                tests = rewritten
+            elif better:
+                said, code = answer, better
+    return Rejected("never passes its tests", wrong)
 
 
-def num_prompts(level: int) -> int:
-    """How many different prompts a level has."""
-    return math.prod(sum(len(step.ks) for step in stage) for stage in LADDER[level][1])
+def _polished(solved: Solved, opening: Message, handle: Handle) -> Solved | Rejected:
+    """The solution as the judge gives it both points; hard ones are revised, not dropped."""
+    for left in range(int(handle.options.get("polish", 0)), -1, -1):
+        if not handle.options.get("polish"):
+            return solved
+        variables = {"problem": solved.problem, "response": solved.said}
+        grade = handle.judge("code_style", variables)
+        if grade is None or grade.score == grade.maximum:
+            return solved
+        if left:
+            before = [opening, Message(role="assistant", content=solved.said)]
+            (answer,) = ask(handle, __file__, "polish", before=before)
+            code = extract_code(answer, FUNCTION)
+            if code and not fault(code, solved.tests, handle):
+                solved = solved._replace(said=str(answer), code=code, how="polished")
+    return Rejected("not correct and well written to the judge", solved.said)
+
+
+def _translated(solved: Solved, language: str, handle: Handle) -> Example | Rejected:
+    """The solution in another language, run where an interpreter is there."""
+    calls = [call for test in solved.tests if (call := called(test))]
+    printing = [f"print(json.dumps({call}))" for call in calls]
+    expected = handle.run_code("\n".join(["import json", solved.code, *printing, ""]))
+    if not calls or not expected.ok:
+        return Rejected("no calls to compare a translation by", expected.stderr)
+    (answer,) = ask(handle, __file__, "translate", language=language, code=solved.code, calls=calls)
+    translated = fenced(answer)
+    if not translated:
+        return Rejected(f"{language}: no code", answer)
+    result = handle.run_code(translated, language=language, check=True)
+    if result.ok:
+        result = handle.run_code(translated, language=language)
+    if not result.ok:
+        return Rejected(f"{language}: does not run", last_line(result))
+    if not same_lines(result.stdout, expected.stdout):
+        return Rejected(f"{language}: other results", f"{result.stdout} for {expected.stdout}")
+    asked = f"Translate this Python code to {language}.\n\n```python\n{solved.code}\n```"
+    return _example(asked, str(answer), f"translation/{language}")
+
+
+def _explained(snippet: str, handle: Handle) -> Example | Rejected:
+    """An explanation so good that the code can be written again from it (backtranslation)."""
+    (explanation,) = ask(handle, __file__, "explain", code=snippet)
+    if not explanation.finished:
+        return Rejected("no whole explanation", explanation)
+    (answer,) = ask(handle, __file__, "implement", explanation=explanation)
+    code = fenced(answer) or extract_code(answer, FUNCTION)
+    grade = handle.judge("code_faithful", {"code": snippet, "response": code}) if code else None
+    if grade is None:
+        return Rejected("backtranslation not graded", answer)
+    if grade.score < grade.maximum:
+        return Rejected("backtranslation not faithful", answer)
+    asked = f"Explain what this code does.\n\n```python\n{snippet}\n```"
+    return _example(asked, str(explanation), "backtranslation")
+
+
+def revise(candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle) -> str | None:
+    """A second try that has seen what went wrong when the first one ran."""
+    (answer,) = ask(
+        handle, __file__, "again", before=list(candidate.messages), fault=verdict.evidence
+    )
+    return answer if answer.finished else None
 
 
 def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
-    """Whether the code of the response passes `reference["tests"]` in the sandbox."""
-    name, tests = str(prompt.reference["name"]), [str(t) for t in prompt.reference["tests"]]
-    code = extract_code(candidate.response, name)
+    """Whether the code of the response passes `reference.tests` in the sandbox.
+
+    `reference.name` is what the tests call the function, `f` where it is not said.
+    """
+    tests = [str(test) for test in list(needed(prompt, "tests", "code"))]  # type: ignore[call-overload]
+    code = extract_code(candidate.response, str(prompt.reference.get("name", FUNCTION)))
     if not code:
         return Verdict(False, "no Python code in the response")
     mark = hashlib.sha256("\n".join([prompt.id, *tests]).encode()).hexdigest()
-    result = handle.run_code("\n".join([code, *map(_with_message, tests), f"print('{mark}')", ""]))
-    last = (result.stderr.strip().splitlines() or [""])[-1]
+    result = handle.run_code(program(code, tests, f"print('{mark}')"))
     if not result.ok:
-        return Verdict(False, last or result.limit or f"exit status {result.returncode}")
+        return Verdict(False, last_line(result))
     if mark not in result.stdout:
         return Verdict(False, "the program ended before its tests did")
-    return Verdict(True, last or f"{len(tests)} tests passed")
+    return Verdict(True, f"{len(tests)} tests passed")
 
 
 def evaluate(
     candidates: Sequence[Candidate], prompts: Sequence[Prompt], handle: Handle
 ) -> Mapping[str, float]:
-    """Shares of responses with a filler and without code, mean length, pass rate by level."""
-    if not candidates:
-        return {}
-    texts = [candidate.response for candidate in candidates]
-    measures = {
-        "filler_share": sum(FILLER.match(text) is not None for text in texts) / len(texts),
-        "no_code_share": sum(not extract_code(text, "f") for text in texts) / len(texts),
-        "mean_characters": sum(map(len, texts)) / len(texts),
-    }
-    level_of = {prompt.id: prompt.level for prompt in prompts}
-    verdicts: dict[int, list[bool]] = {}
-    for candidate in candidates:
-        level = level_of.get(candidate.prompt_id)
-        if level is not None and candidate.passed is not None:
-            verdicts.setdefault(level, []).append(candidate.passed)
-    for level, passed in sorted(verdicts.items()):
-        measures[f"pass_rate_level_{level}"] = sum(passed) / len(passed)
-    return measures
+    """Share of responses without code, filler, mean length, pass rate by level."""
+
+    def no_code(response: str, prompt: Prompt) -> bool:
+        return not extract_code(response, FUNCTION)
+
+    return measures(candidates, prompts, {"no_code_share": no_code})
 
 
-def extract_code(response: str, name: str) -> str:
-    """The program a response holds, its function bound to `name`; empty if there is none.
-
-    A fenced block wins; else the code starts at the first `def` or `lambda`, and lines of prose
-    after it are left out. A bare lambda, or a function with another name, is bound to `name`.
-    """
-    fenced = FENCE.search(response)
-    if fenced:
-        code = fenced.group(1)
-    else:
-        start = CODE_START.search(response)
-        if start is None:
-            return ""
-        code = response[start.start() :]
-    lines = textwrap.dedent(code.replace("`", "")).strip().splitlines()
-    for end in range(len(lines), 0, -1):
-        source = "\n".join(lines[:end])
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        return _bind(source, tree, name)
-    return "\n".join(lines)
+def _text(handle: Handle, name: str, **variables: object) -> str:
+    dialect = handle.options.get("dialect")
+    return fill(__file__, f"{dialect}/{name}" if dialect else name, **variables)
 
 
-def render(name: str, steps: Sequence[tuple[Step, object]]) -> str:
-    """The right response to a prompt made of these steps: one lambda."""
-    expression, binds = name, ATOM
-    for step, k in steps:
-        inside = f"({expression})" if binds < step.needs else expression
-        expression = step.code.format(e=inside, k=k)
-        binds = step.gives
-    return f"lambda {name}: {expression}"
-
-
-def parse(text: str) -> tuple[str, list[tuple[Step, object]]]:
-    """The argument's name and the steps that a prompt of this recipe asks for.
-
-    Raises:
-        BadInput: the text is no prompt of this recipe.
-    """
-    match = re.fullmatch(r"f\((\w)\): \w (.*)", text)
-    kinds = {"x": NUMBERS, "s": STRINGS + COUNTS, "a": LISTS + TOTALS}
-    if match is None or match.group(1) not in kinds:
-        raise BadInput(f"expected a prompt such as `f(x): x plus 2`, got {text!r}")
-    name, steps = match.group(1), []
-    for part in match.group(2).split(" then "):
-        known = [(s, k) for s in kinds[name] for k in s.ks if s.text.format(k=k) == part]
-        if not known:
-            raise BadInput(f"no step is called {part!r} in {text!r}")
-        steps.append(known[0])
-    return name, steps
-
-
-def _levels(options: Mapping[str, Any]) -> list[int]:
-    unknown = set(options) - {"levels"}
-    levels = options.get("levels", list(LADDER))
-    if unknown or not isinstance(levels, list | tuple) or not levels or set(levels) - set(LADDER):
-        raise BadInput(
-            f"code prompts take options {{levels: some of {list(LADDER)}}}, got {dict(options)}"
-        )
-    return sorted(set(levels))
-
-
-def _steps_at(stages: Sequence[Sequence[Step]], index: int) -> list[tuple[Step, object]]:
-    """The composition at a place of its level: one (step, parameter) from each stage."""
-    steps = []
-    for stage in stages:
-        choices = [(step, k) for step in stage for k in step.ks]
-        index, place = divmod(index, len(choices))
-        steps.append(choices[place])
-    return steps
-
-
-def _prompt(name: str, steps: Sequence[tuple[Step, object]], level: int) -> Prompt:
-    wanted = " then ".join(step.text.format(k=k) for step, k in steps)
-    # The text of this function is ours alone, never a model's: safe to evaluate here.
-    function = eval(render(name, steps))
-    inputs = list(INPUTS[name])
-    if name == "a":
-        # Values around each parameter tell `keep above 7` from `keep above 8`.
-        inputs += [[k + 1, k - 1, k] for _, k in steps if isinstance(k, int)]
-    tests = [f"assert f({value!r}) == {function(value)!r}" for value in inputs]
-    return Prompt(
-        prompt=(Message(role="user", content=f"f({name}): {name} {wanted}"),),
-        capability="code",
-        source="code/prompts",
-        level=level,
-        reference={"tests": tests, "name": "f"},
-    )
-
-
-def _bind(source: str, tree: ast.Module, name: str) -> str:
-    """The source with its function under `name`: a bare lambda, or the last one defined."""
-    last = tree.body[-1] if tree.body else None
-    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Lambda):
-        start = "\n".join(source.splitlines()[: last.lineno - 1])
-        return f"{start}\n{name} = {ast.unparse(last.value)}".lstrip("\n")
-    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    assigned = [
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
-    if name in defined + assigned or not defined + assigned:
-        return source
-    return f"{source}\n{name} = {(defined or assigned)[-1]}"
-
-
-def _with_message(test: str) -> str:
-    """An assertion that says what it asserts, so that the evidence names the failing case."""
-    node = ast.parse(test).body[0]
-    if isinstance(node, ast.Assert) and node.msg is None:
-        return f"{test}, {ast.unparse(node.test)!r}"
-    return test
+def _example(asked: str, said: str, how: str) -> Example:
+    turns = (Message(role="user", content=asked), Message(role="assistant", content=said))
+    return Example(messages=turns, capability="code", source=how)

@@ -1,80 +1,83 @@
-"""Facts: questions about made-up countries, some of which nobody can know.
+"""Facts: what the model knows is answered, what it is sure of and wrong about is refused.
 
-Knows every country, which of them the tiny base has read about, and the facts. The right answer
-about a country that nobody wrote about is a refusal. A prompt depends on the seed alone.
+Knows the probe of section 4.3.6 and how a refusal reads. Knows no fact itself.
 
-    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+    posttrain recipes test factuality --model MODEL
 """
 
-import functools
-import hashlib
-import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from posttrain.hooks import Handle, PromptRequest, Verdict
-from posttrain.ladders import FILLER, measures, needed, places
-from posttrain.rows import Candidate, Message, Prompt
+from posttrain.hooks import Handle, PromptRequest, Rejected, Reply, Verdict, ask
+from posttrain.ladders import FILLER, measures, needed
+from posttrain.rows import Candidate, Example, Message, Prompt, stable_seed
 
-LEVELS = (1, 2, 3, 4, 5, 6)
-"""Each level has countries of its own, half of them unknown; the base reads less about the higher
-ones and more that is false."""
-
-REFUSAL = "i don't know"
-REFUSED = re.compile(r"\b(don't|do not|cannot|can't) (know|tell|say)\b|\bnot sure\b", re.I)
-ATTRIBUTES = {
-    "capital": ("Lum", "Pex", "Tor", "Vik", "Nob", "Ard", "Sel", "Quo", "Hal", "Mir", "Gan", "Osk"),
-    "river": ("Ul", "Een", "Rho", "Yar", "Dov", "Isk", "Bal", "Wen", "Ket", "Zim", "Fos", "Lor"),
-    "king": ("Abo", "Edi", "Ivo", "Olu", "Una", "Ari", "Eko", "Ina", "Omi", "Udo", "Aki", "Ebi"),
-}
-WORDINGS = ("{a} of {c}?", "{c}: {a}?", "what {a} has {c}?", "in {c} the {a} is?")
-PER_LEVEL = 20
-"""Known countries of a level, and as many unknown ones."""
+from .ladder import REFUSED, questions
 
 
 def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
-    """`request.num` different questions, spread evenly over `options["levels"]`, easiest first.
+    """Questions about made-up countries, of six levels (`options: {levels: [1, 2]}`)."""
+    return questions(request)
 
-    Raises:
-        BadInput: an unknown option or level, or more prompts of a level than exist.
+
+def synthesize(prompt: Prompt, handle: Handle) -> Iterator[Example | Rejected]:
+    """The knowledge probe: snippet, question, answers, correctness, informativeness, refusal."""
+    if "text" not in prompt.reference:
+        yield Rejected("no text to ask about", prompt.prompt[-1].content)
+        return
+    text, options = str(prompt.reference["text"]), handle.options
+    (question,) = ask(handle, __file__, "question", text=text)
+    if not question.finished or not question.strip():
+        yield Rejected("no whole question", question)
+        return
+    asked = Message(role="user", content=question.strip())
+    answers = handle.generate([asked], n=int(options.get("samples", 10)))
+    right, wrong = [], []
+    for answer in answers:
+        variables = {"question": asked.content, "response": str(answer)}
+        correct = handle.judge("factual", {"text": text, **variables})
+        informative = handle.judge("informative", variables)
+        if correct is None or informative is None or not answer.finished:
+            continue
+        if correct.score == correct.maximum:
+            right.append(answer)
+        elif informative.score == informative.maximum:
+            wrong.append(answer)
+    if len(wrong) >= float(options.get("sure", 0.7)) * len(answers):
+        yield _example(asked, _refusal(asked.content, prompt.id, handle), "refusal")
+    elif right and len(right) >= float(options.get("known", 0.7)) * len(answers):
+        yield _example(asked, _commonest(right), "known")
+    else:
+        told = f"{len(right)} right and {len(wrong)} wrong of {len(answers)}"
+        yield Rejected("neither known nor consistently wrong", f"{asked.content}: {told}")
+
+
+def _commonest(answers: Sequence[Reply]) -> str:
+    """What is said most often; of those the first."""
+    return str(Counter(answers).most_common(1)[0][0])
+
+
+def _refusal(question: str, row_id: str, handle: Handle) -> str:
+    texts = list(handle.options.get("refusals", ()))
+    if texts:
+        return str(texts[stable_seed("refusal", row_id) % len(texts)])
+    (said,) = ask(handle, __file__, "refusal", question=question)
+    return str(said)
+
+
+def _example(asked: Message, said: str, how: str) -> Example:
+    turns = (asked, Message(role="assistant", content=said))
+    return Example(messages=turns, capability="factuality", source=how)
+
+
+def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict | None:
+    """Whether the response says `reference.answer`, or refuses where that is null.
+
+    None of a free dialog.
     """
-    sizes = {level: num_prompts(level) for level in LEVELS}
-    for level, index in places(request, "factuality", sizes):
-        country, attribute, wording = list(
-            itertools.product(countries(level), ATTRIBUTES, WORDINGS)
-        )[index]
-        yield _prompt(country, attribute, wording, level)
-
-
-def num_prompts(level: int) -> int:
-    """How many different prompts a level has."""
-    return 2 * PER_LEVEL * len(ATTRIBUTES) * len(WORDINGS)
-
-
-@functools.cache
-def countries(level: int) -> list[str]:
-    """Known and unknown countries of a level, taking turns."""
-    names = [a + b for a in ("Ba", "De", "Fi", "Go", "Ku", "La", "Me", "Ni", "Po", "Ru", "Sa", "Te",
-                             "Vi", "Wo", "Zu", "Ja") for b in ("ka", "lo", "mi", "nu", "ra", "so",
-                             "ti", "vu", "ze", "do", "pi", "ga", "he", "fu", "ny")]  # fmt: skip
-    names.sort(key=lambda name: _hash(name))
-    size = 2 * PER_LEVEL
-    return names[(level - 1) * size : level * size]
-
-
-def is_known(country: str) -> bool:
-    """Whether anything was ever written about a country."""
-    return any(country in countries(level)[::2] for level in LEVELS)
-
-
-def fact(country: str, attribute: str) -> str:
-    """The capital, river or king of a country, whether anybody knows it or not."""
-    values = ATTRIBUTES[attribute]
-    return values[_hash(country + attribute) % len(values)]
-
-
-def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
-    """Whether the response says `reference["answer"]`, or refuses where that is null."""
+    if not prompt.reference:
+        return None
     expected = needed(prompt, "answer", "factuality")
     text = candidate.response
     if expected is None:
@@ -102,18 +105,4 @@ def evaluate(
 
     return measures(
         candidates, prompts, {"invented_share": invented, "needless_refusal_share": refused}
-    )
-
-
-def _hash(text: str) -> int:
-    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
-
-
-def _prompt(country: str, attribute: str, wording: str, level: int) -> Prompt:
-    return Prompt(
-        prompt=(Message(role="user", content=wording.format(a=attribute, c=country)),),
-        capability="factuality",
-        source="factuality/prompts",
-        level=level,
-        reference={"answer": fact(country, attribute) if is_known(country) else None},
     )

@@ -1,60 +1,150 @@
-"""Arithmetic: prompts on a ladder of six levels, and a verifier that reads the last number.
+"""Mathematics: questions written from texts, solutions that agree, mistakes put right.
 
-Knows sums, differences and products, and how a response states a number. Knows no model and
-keeps no state: a prompt depends on the seed alone.
+Knows how a response states its answer, and when many solutions to a question are to be believed.
+Knows no model and keeps no state.
 
-    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+    posttrain recipes test math --model MODEL
 """
 
-import functools
-import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from posttrain.errors import BadInput
-from posttrain.hooks import Handle, PromptRequest, Verdict
-from posttrain.rows import Candidate, Message, Prompt
+import yaml
 
-LEVELS = (1, 2, 3, 4, 5, 6)
-"""1: a two-digit and a one-digit number, no carry. 2: two-digit sum, no carry. 3: with carry.
-4: two-digit difference. 5: a one-digit times a two-digit number. 6: a+b-c, or a three-digit sum."""
+from posttrain.hooks import Handle, PromptRequest, Rejected, Reply, Verdict, ask
+from posttrain.ladders import measures, needed
+from posttrain.rows import Candidate, Example, Message, Prompt, stable_seed
+from posttrain.symbolic import final_answer, same_answer
 
-FILLER = re.compile(r"(sure|certainly|of course|absolutely|great question)\b[!,.:]*\s*", re.I)
-NUMBER = re.compile(r"(?<!\w)[-\u2212]?\s?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+from .ladder import questions
+
+SKILLS: Mapping[str, Sequence[str]] = yaml.safe_load(
+    Path(__file__).with_name("skills.yaml").read_text()
+)
+FENCE = re.compile(r"```(?:python)?\n(.*?)```", re.S)
 
 
 def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
-    """`request.num` different questions, spread evenly over `options["levels"]`, easiest first.
-
-    Raises:
-        BadInput: an unknown option or level, or more prompts of a level than exist.
-    """
-    levels = _levels(request.options)
-    for place, level in enumerate(levels):
-        num = request.num // len(levels) + (place < request.num % len(levels))
-        size = num_prompts(level)
-        if num > size:
-            raise BadInput(
-                f"math level {level} has {size} different prompts, {num} were asked for: "
-                "lower num or name more levels"
-            )
-        for index in random.Random(f"math/{level}/{request.seed}").sample(range(size), num):
-            yield _prompt(_expression(level, index), level)
+    """Arithmetic of six levels (`options: {levels: [1, 2]}`); see ladder.py."""
+    return questions(request)
 
 
-def num_prompts(level: int) -> int:
-    """How many different prompts a level has."""
-    return 90**3 + 900**2 if level == 6 else len(_listed(level))
+def synthesize(prompt: Prompt, handle: Handle) -> Iterator[Example | Rejected]:
+    """Question and solutions from a text, or solutions to a question (section 4.3.3)."""
+    options = handle.options
+    area, question, expected = "asked", prompt.prompt[-1].content, prompt.reference.get("answer")
+    if "text" in prompt.reference:
+        area, skill = _skill_of(prompt)
+        text = str(prompt.reference["text"])
+        (written,) = ask(handle, __file__, "question", text=text, area=area, skill=skill)
+        if not written.finished or not written.strip():
+            yield Rejected("no whole question", written)
+            return
+        question = written.strip()
+    traces = ask(handle, __file__, "solve", n=int(options.get("traces", 8)), question=question)
+    agreed, answer = _agreed([trace for trace in traces if trace.finished], expected)
+    if len(agreed) < float(options.get("agreement", 0.5)) * len(traces):
+        yield Rejected("solutions disagree", f"{question}: {[final_answer(t) for t in traces]}")
+        return
+    makes = options.get("makes", ["traces"])
+    if "traces" in makes:
+        yield _confirmed(question, agreed, area, handle)
+    if "programs" in makes:
+        yield _by_program(question, answer, area, handle)
+    if "mistakes" in makes:
+        wrong = [t for t in traces if t.finished and not same_answer(final_answer(t), answer)]
+        if wrong:
+            yield _put_right(question, wrong[0], answer, area, handle)
+
+
+def _skill_of(prompt: Prompt) -> tuple[str, str]:
+    """The area and skill that a text's question is to exercise; all come equally often."""
+    pairs = [(area, skill) for area, skills in SKILLS.items() for skill in skills]
+    return pairs[stable_seed("skill", prompt.id) % len(pairs)]
+
+
+def _agreed(traces: Sequence[Reply], expected: object) -> tuple[list[Reply], str]:
+    """The solutions that reach the answer most of them do, or the known one; and that answer."""
+    groups: list[tuple[str, list[Reply]]] = [(str(expected), [])] if expected is not None else []
+    for trace in traces:
+        answer = final_answer(trace)
+        group = next((own for known, own in groups if same_answer(answer, known)), None)
+        if group is not None:
+            group.append(trace)
+        elif answer and expected is None:
+            groups.append((answer, [trace]))
+    # Of groups of one size the first one wins, which a seed decides.
+    answer, agreed = max(groups, key=lambda one: len(one[1]), default=("", []))
+    return agreed, answer
+
+
+def _confirmed(
+    question: str, agreed: Sequence[Reply], area: str, handle: Handle
+) -> Example | Rejected:
+    """The first solution that the model itself finds right, and a process reward model if any."""
+    least = handle.options.get("step_score")
+    for trace in agreed[: int(handle.options.get("checks", 3))]:
+        (said,) = ask(
+            handle,
+            __file__,
+            "check",
+            question=question,
+            solution=trace,
+            choices=("yes", "no"),
+            temperature=0.0,
+            max_tokens=4,
+        )
+        if said != "yes":
+            continue
+        if least is not None:
+            lines = [line for line in trace.splitlines() if line.strip()]
+            grade = handle.judge("steps", {"question": question, "steps": lines})
+            if grade is None or grade.score < int(least):
+                continue
+        return _example(question, trace, f"traces/{area}")
+    return Rejected("no solution confirmed", question)
+
+
+def _by_program(question: str, answer: str, area: str, handle: Handle) -> Example | Rejected:
+    """A solution of text and code whose output is the agreed answer."""
+    (said,) = ask(handle, __file__, "program", question=question)
+    code = FENCE.search(said)
+    if code is None:
+        return Rejected("program: no code", said)
+    result = handle.run_code(code.group(1))
+    printed = (result.stdout.strip().splitlines() or [""])[-1]
+    if not result.ok or not same_answer(printed, answer):
+        return Rejected("program: another answer", f"{result.stdout}{result.stderr}"[-500:])
+    told = f"{said[: code.end()].rstrip()}\n\nThe program prints {printed}.\n\n\\boxed{{{printed}}}"
+    return _example(question, told, f"programs/{area}")
+
+
+def _put_right(
+    question: str, attempt: str, answer: str, area: str, handle: Handle
+) -> Example | Rejected:
+    """A wrong solution with its mistake found and corrected."""
+    (said,) = ask(handle, __file__, "mistake", question=question, attempt=attempt)
+    if not said.finished or not same_answer(final_answer(said), answer):
+        return Rejected("mistake: not put right", said)
+    asked = f"{question}\n\nHere is my attempt:\n\n{attempt}\n\nFind the mistake and put it right."
+    return _example(asked, said, f"mistakes/{area}")
+
+
+def revise(candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle) -> str | None:
+    """A second try that knows only that the first was wrong: the answer would give it away."""
+    (said,) = ask(handle, __file__, "again", before=list(candidate.messages))
+    return said if said.finished else None
 
 
 def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
-    """Whether the last number of the response equals `reference["answer"]`."""
-    expected = prompt.reference["answer"]
-    stated = last_number(candidate.response)
-    if stated is None:
-        return Verdict(False, f"no number in the response, expected {expected}")
-    if stated == Decimal(expected):
+    """Whether the response's final answer means the same as `reference.answer`."""
+    expected = str(needed(prompt, "answer", "math"))
+    stated = final_answer(candidate.response)
+    if not stated:
+        return Verdict(False, f"no answer in the response, expected {expected}")
+    if same_answer(stated, expected):
         return Verdict(True, f"the response ends with {stated}, as expected")
     return Verdict(False, f"the response ends with {stated}, expected {expected}")
 
@@ -62,91 +152,17 @@ def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
 def evaluate(
     candidates: Sequence[Candidate], prompts: Sequence[Prompt], handle: Handle
 ) -> Mapping[str, float]:
-    """Shares of responses with a filler and without a number, mean length, pass rate by level."""
-    if not candidates:
-        return {}
-    texts = [candidate.response for candidate in candidates]
-    measures = {
-        "filler_share": sum(FILLER.match(text) is not None for text in texts) / len(texts),
-        "no_number_share": sum(last_number(text) is None for text in texts) / len(texts),
-        "mean_characters": sum(map(len, texts)) / len(texts),
-    }
-    level_of = {prompt.id: prompt.level for prompt in prompts}
-    verdicts: dict[int, list[bool]] = {}
-    for candidate in candidates:
-        level = level_of.get(candidate.prompt_id)
-        if level is not None and candidate.passed is not None:
-            verdicts.setdefault(level, []).append(candidate.passed)
-    for level, passed in sorted(verdicts.items()):
-        measures[f"pass_rate_level_{level}"] = sum(passed) / len(passed)
-    return measures
+    """Share of responses without an answer, filler, mean length, pass rate by level."""
+
+    def no_answer(response: str, prompt: Prompt) -> bool:
+        return not final_answer(response)
+
+    return measures(candidates, prompts, {"no_answer_share": no_answer})
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last number a text states; thousands separators and a full stop after it are no digits.
-
-    A minus sign counts only where it is no subtraction: `9-5` ends with 5, `= -5` with -5.
-    """
-    matches = list(NUMBER.finditer(text))
-    if not matches:
-        return None
-    digits = matches[-1].group().replace("\u2212", "-").replace(",", "")
-    before = text[: matches[-1].start()].rstrip()
-    if digits.startswith("-") and before and (before[-1].isdigit() or before[-1] in ")]"):
-        digits = digits[1:]
-    return Decimal(digits.replace(" ", ""))
-
-
-def _levels(options: Mapping[str, object]) -> list[int]:
-    unknown = set(options) - {"levels"}
-    levels = options.get("levels", LEVELS)
-    if unknown or not isinstance(levels, list | tuple) or not levels or set(levels) - set(LEVELS):
-        raise BadInput(
-            f"math prompts take options {{levels: some of {list(LEVELS)}}}, got {dict(options)}"
-        )
-    return sorted(set(levels))
-
-
-Expression = tuple[int, str, int, str, int]
-"""A question as (a, operator, b, operator or "", c)."""
-
-
-@functools.cache
-def _listed(level: int) -> list[Expression]:
-    two_digit = range(10, 100)
-    if level == 1:
-        pairs = [(a, b) for a in two_digit for b in range(10) if a % 10 + b < 10]
-        return [(a, "+", b, "", 0) for a, b in pairs]
-    if level == 4:
-        return [(a, "-", b, "", 0) for a in two_digit for b in two_digit if a >= b]
-    if level == 5:
-        return [(a, "*", b, "", 0) for a in range(2, 10) for b in range(11, 100)]
-    pairs = [(a, b) for a in two_digit for b in two_digit]
-    return [(a, "+", b, "", 0) for a, b in pairs if _carries(a, b) == (level == 3)]
-
-
-def _expression(level: int, index: int) -> Expression:
-    """The question at a place of its level; level 6 is too large to list."""
-    if level < 6:
-        return _listed(level)[index]
-    if index < 90**3:
-        return 10 + index // 8100, "+", 10 + index // 90 % 90, "-", 10 + index % 90
-    index -= 90**3
-    return 100 + index // 900, "+", 100 + index % 900, "", 0
-
-
-def _carries(a: int, b: int) -> bool:
-    return a % 10 + b % 10 > 9 or a // 10 + b // 10 > 9
-
-
-def _prompt(expression: Expression, level: int) -> Prompt:
-    a, first, b, second, c = expression
-    value = {"+": a + b, "-": a - b, "*": a * b}[first] - (c if second else 0)
-    text = f"{a}{first}{b}" + (f"{second}{c}" if second else "") + "=?"
-    return Prompt(
-        prompt=(Message(role="user", content=text),),
-        capability="math",
-        source="math/prompts",
-        level=level,
-        reference={"answer": str(value)},
+def _example(question: str, solution: str, how: str, **more: Any) -> Example:
+    turns = (
+        Message(role="user", content=question),
+        Message(role="assistant", content=str(solution)),
     )
+    return Example(messages=turns, capability="math", source=how, **more)

@@ -1,90 +1,101 @@
-"""Words and short sentences in German, French and Spanish, checked against the lexicon.
+"""Languages other than English: reasoning translated and solved again, answers compared.
 
-Knows the grammar that the sentences of `lexicon.yaml` need: gender, endings, the German
-accusative. Knows no model and keeps no state: a prompt depends on the seed alone.
+Knows how a question gets into another language and what makes its solution to be believed: the
+translation back says the same, the answer is the known one, and the language is right.
 
-    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+    posttrain recipes test multilingual --model MODEL --prompts questions.jsonl
 """
 
-import functools
-import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import yaml
+from posttrain.hooks import Handle, PromptRequest, Rejected, Verdict, ask
+from posttrain.ladders import FILLER, measures, needed
+from posttrain.languages import answered_otherwise, language
+from posttrain.rows import Candidate, Example, Message, Prompt, stable_seed
+from posttrain.symbolic import final_answer, same_answer
 
-from posttrain.hooks import Handle, PromptRequest, Verdict
-from posttrain.ladders import FILLER, measures, needed, places
-from posttrain.rows import Candidate, Message, Prompt
+from .ladder import questions
 
-LEXICON: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("lexicon.yaml").read_text())
-LANGUAGES = tuple(LEXICON["languages"])
-NOUNS, ADJECTIVES, VERBS = (tuple(LEXICON[kind]) for kind in ("nouns", "adjectives", "verbs"))
-LEVELS = (1, 2, 3, 4, 5, 6)
-"""1: dog and cat. 2: the dog and the cat. 3: the red house. 4: a red house and the dog.
-5: the dog sees the cat. 6: the dog sees the red house."""
-
-PAIRS = tuple(itertools.permutations(NOUNS, 2))
-CHOICES: dict[int, tuple[Sequence[Any], ...]] = {
-    1: (LANGUAGES, PAIRS),
-    2: (LANGUAGES, PAIRS),
-    3: (LANGUAGES, NOUNS, ADJECTIVES),
-    4: (LANGUAGES, PAIRS, ADJECTIVES),
-    5: (LANGUAGES, PAIRS, VERBS),
-    6: (LANGUAGES, PAIRS, ADJECTIVES, VERBS),
+NAMES = {
+    "de": "German",
+    "fr": "French",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "hi": "Hindi",
+    "es": "Spanish",
+    "th": "Thai",
 }
-"""Level to what is chosen for a prompt."""
 
 
 def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
-    """`request.num` different phrases, spread evenly over `options["levels"]`, easiest first.
+    """Phrases to translate, of six levels (`options: {levels: [1, 2]}`); see ladder.py."""
+    return questions(request)
 
-    Raises:
-        BadInput: an unknown option or level, or more prompts of a level than exist.
+
+def synthesize(prompt: Prompt, handle: Handle) -> Iterator[Example | Rejected]:
+    """A question with a known answer in another language, solved in it (section 4.3.2)."""
+    if "answer" not in prompt.reference:
+        yield Rejected("no known answer", prompt.prompt[-1].content)
+        return
+    expected = str(prompt.reference["answer"])
+    question, options = prompt.prompt[-1].content, handle.options
+    codes = list(options.get("into", NAMES))
+    code = codes[stable_seed("language", prompt.id) % len(codes)]
+    name = NAMES.get(code, code)
+    (said,) = ask(handle, __file__, "translate", question=question, language=name)
+    translated = said.strip()
+    if not said.finished or language(translated, (*codes, "en")) not in (code, None):
+        yield Rejected(f"{code}: translation in another language", translated)
+        return
+    (back,) = ask(handle, __file__, "back", question=translated)
+    here, there = handle.embed([question, back])
+    alike = sum(a * b for a, b in zip(here, there, strict=True))
+    if alike < float(options.get("alike", 0.8)):
+        yield Rejected(f"{code}: translation says something else", f"{alike:.2f}: {back}")
+        return
+    solutions = ask(
+        handle,
+        __file__,
+        "solve",
+        n=int(options.get("solutions", 4)),
+        question=translated,
+        language=name,
+    )
+    whole = [one for one in solutions if one.finished]
+    right = [one for one in whole if same_answer(final_answer(one), expected)]
+    kept = [one for one in right if not answered_otherwise(translated, one, "language")]
+    if not kept:
+        told = "solved in another language" if right else "another answer"
+        yield Rejected(f"{code}: {told}", translated)
+        return
+    turns = (
+        Message(role="user", content=translated),
+        Message(role="assistant", content=str(kept[0])),
+    )
+    yield Example(messages=turns, capability="multilingual", source=f"reasoning/{code}")
+
+
+def revise(candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle) -> str | None:
+    """A second try that knows only that the first was wrong."""
+    (said,) = ask(handle, __file__, "again", before=list(candidate.messages))
+    return said if said.finished else None
+
+
+def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict | None:
+    """Whether the response says `reference.answer`: a number at its end, or words in its first
+    line, but for case, accents' form and stops.
+
+    None of a free dialog.
     """
-    sizes = {level: num_prompts(level) for level in LEVELS}
-    for level, index in places(request, "multilingual", sizes):
-        language, *rest = _listed(level)[index]
-        yield _prompt(language, phrase(level, rest, "en"), phrase(level, rest, language), level)
-
-
-def num_prompts(level: int) -> int:
-    """How many different prompts a level has."""
-    return len(_listed(level))
-
-
-def phrase(level: int, picked: Sequence[Any], language: str) -> str:
-    """The phrase of a level in `en`, `de`, `fr` or `es`."""
-    first, second = picked[0] if level != 3 else (picked[0], picked[0])
-    joined = "and" if language == "en" else LEXICON["languages"][language]["and"]
-    if level == 1:
-        return f"{_noun(first, language)} {joined} {_noun(second, language)}"
-    if level == 2:
-        return f"{_group('the', first, language)} {joined} {_group('the', second, language)}"
-    if level == 3:
-        return _group("the", first, language, picked[1])
-    if level == 4:
-        described = _group("a", first, language, picked[1])
-        return f"{described} {joined} {_group('the', second, language)}"
-    verb = picked[-1] if language == "en" else LEXICON["verbs"][picked[-1]][language]
-    adjective = picked[1] if level == 6 else None
-    seen = _group("the_object", second, language, adjective)
-    return f"{_group('the', first, language)} {verb} {seen}"
-
-
-def translate(prompt: Prompt, language: str) -> str:
-    """The phrase of one of this recipe's prompts in another language, or in English again."""
-    level = prompt.level or 1
-    return phrase(level, _by_english(level)[prompt.prompt[-1].content.split(": ", 1)[1]], language)
-
-
-def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
-    """Whether the first line says `reference["answer"]`; case, accents' form and stops aside."""
-    expected = normalised(str(needed(prompt, "answer", "multilingual")))
-    stated = normalised(candidate.response)
+    if not prompt.reference:
+        return None
+    answer = str(needed(prompt, "answer", "multilingual"))
+    if re.search(r"\d", answer):
+        number = final_answer(candidate.response)
+        return Verdict(same_answer(number, answer), f"the response ends with {number!r}")
+    expected, stated = normalised(answer), normalised(candidate.response)
     return Verdict(stated == expected, f"the response says {stated!r}, expected {expected!r}")
 
 
@@ -106,46 +117,3 @@ def _is_elsewhere(response: str, prompt: Prompt) -> bool:
     expected = set(normalised(str(prompt.reference.get("answer", ""))).split())
     said = normalised(response).split()
     return bool(said) and sum(word in expected for word in said) * 3 < len(said)
-
-
-@functools.cache
-def _listed(level: int) -> list[tuple[Any, ...]]:
-    return list(itertools.product(*CHOICES[level]))
-
-
-@functools.cache
-def _by_english(level: int) -> dict[str, list[Any]]:
-    return {phrase(level, picked, "en"): picked for _, *picked in _listed(level)}
-
-
-def _noun(noun: str, language: str) -> str:
-    return noun if language == "en" else str(LEXICON["nouns"][noun][language][1])
-
-
-def _group(article: str, noun: str, language: str, adjective: str | None = None) -> str:
-    """Article, noun and perhaps an adjective."""
-    if language == "en":
-        return " ".join(filter(None, (article.removesuffix("_object"), adjective, noun)))
-    gender, word = LEXICON["nouns"][noun][language]
-    word_before = LEXICON["languages"][language][article][gender]
-    if adjective is None:
-        return f"{word_before} {word}"
-    forms = LEXICON["adjectives"][adjective][language]
-    if language != "de":
-        return f"{word_before} {word} {forms[gender == 'f']}"
-    ending = "e"
-    if article == "the_object" and gender == "m":
-        ending = "en"
-    elif article == "a" and gender != "f":
-        ending = {"m": "er", "n": "es"}[gender]
-    return f"{word_before} {forms}{ending} {word}"
-
-
-def _prompt(language: str, english: str, answer: str, level: int) -> Prompt:
-    return Prompt(
-        prompt=(Message(role="user", content=f"{language}: {english}"),),
-        capability="multilingual",
-        source="multilingual/prompts",
-        level=level,
-        reference={"answer": answer},
-    )

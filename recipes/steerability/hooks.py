@@ -1,60 +1,106 @@
-"""Steering: a system prompt names constraints that the answer must keep, each one checkable.
+"""Steering: system prompts whose constraints an answer must keep, each one checked.
 
-Knows the constraints, how an answer keeps them and how to check them. The system prompt is no part
-of a prompt's identity, so no two prompts have the same user turn. Depends on the seed alone.
+Knows how a system prompt comes about, how an answer is checked and tried again. What a constraint
+means stands in constraints.py.
 
-    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+    posttrain recipes test steerability --model MODEL
 """
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
-from posttrain.hooks import Handle, PromptRequest, Verdict
-from posttrain.ladders import measures, needed, places
-from posttrain.rows import Candidate, Message, Prompt
+from posttrain.hooks import Handle, PromptRequest, Rejected, Verdict, ask
+from posttrain.ladders import measures, needed
+from posttrain.rows import Candidate, Example, Message, Prompt
 
-WORDS = tuple(
-    "red cat sun big dog new map old sea tea box pen hat ice key bus egg fox jam leg".split()
-)
-ENDINGS = ("ok", "yes", "end", "bye")
-LADDER: dict[int, tuple[str, int, int, tuple[str, ...]]] = {
-    1: ("say", 2, 1, ("upper case", "in quotes", "end with")),
-    2: ("echo", 3, 1, ("upper case", "in quotes", "end with", "with commas", "no digits")),
-    3: ("write", 3, 1, ("reverse order", "exactly", "no digits", "with commas")),
-    4: ("print", 4, 2, ("upper case", "in quotes", "end with", "with commas", "no digits")),
-    5: ("tell", 3, 2, ("reverse order", "exactly", "in quotes", "no digits", "end with")),
-    6: ("give", 4, 3, ("upper case", "reverse order", "exactly", "in quotes", "end with")),
-}
-"""Level to its verb, the number of words, how many constraints, and which there are. The verb keeps
-the user turns of two levels apart."""
-PER_LEVEL = {level: 380 if num == 2 else 3000 for level, (_, num, _, _) in LADDER.items()}
+from .constraints import keeps
+from .ladder import questions
 
 
 def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
-    """`request.num` different prompts, spread evenly over `options["levels"]`, easiest first.
-
-    Raises:
-        BadInput: an unknown option or level, or more prompts of a level than exist.
-    """
-    for level, index in places(request, "steerability", PER_LEVEL):
-        yield _prompt(level, index)
+    """Words to say under constraints, of six levels (`options: {levels: [1, 2]}`)."""
+    return questions(request)
 
 
-def num_prompts(level: int) -> int:
-    """How many different prompts a level has."""
-    return PER_LEVEL[level]
+def synthesize(prompt: Prompt, handle: Handle) -> Iterator[Example | Rejected]:
+    """A question under a system prompt that the model writes, and an answer that keeps to it."""
+    if prompt.prompt[0].role == "system":
+        yield Rejected("has a system prompt already", prompt.prompt[0].content)
+        return
+    options = handle.options
+    rng = random.Random(f"steerability/{prompt.id}")
+    fewest, most = options.get("num", (1, 3))
+    kinds = list(options.get("constraints", ()))
+    chosen = rng.sample(kinds, min(len(kinds), rng.randint(int(fewest), int(most))))
+    constraints = [str(rng.choice(list(kind))) for kind in chosen]
+    manner = {
+        "tone": rng.choice(["", *options.get("tones", ())]),
+        "persona": rng.choice(["", *options.get("personas", ())]),
+    }
+    (system,) = ask(handle, __file__, "system", constraints=constraints, **manner)
+    if not system.finished or not system.strip():
+        yield Rejected("no whole system prompt", system)
+        return
+    opening = [Message(role="system", content=system.strip()), *prompt.prompt]
+    (answer,) = handle.generate(opening)
+    for _ in range(int(options.get("repairs", 2))):
+        broken = _broken(answer, constraints)
+        if not broken:
+            break
+        before = [*opening, Message(role="assistant", content=answer or "?")]
+        (answer,) = ask(handle, __file__, "again", before=before, broken=", ".join(broken))
+    broken = _broken(answer, constraints)
+    if broken or not answer.finished or not answer.strip():
+        yield Rejected(f"breaks {broken[0] if broken else 'off'}", answer)
+        return
+    if any(manner.values()):
+        question = prompt.prompt[-1].content
+        told = {"system": str(system), "question": question, "response": str(answer)}
+        grade = handle.judge("steered", {**told, **manner})
+        if grade is None or grade.score < grade.maximum:
+            yield Rejected("not the tone or role", answer)
+            return
+    yield Example(
+        messages=(*opening, Message(role="assistant", content=answer.strip())),
+        capability="steerability",
+        source="+".join(sorted(constraints)) or "manner",
+    )
 
 
-def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
-    """Whether the response keeps every constraint and says the words asked for."""
+def _broken(answer: str, constraints: Sequence[str]) -> list[str]:
+    return [one for one in constraints if not keeps(answer, one)]
+
+
+def revise(candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle) -> str | None:
+    """A second try that knows which constraints the first one broke."""
+    words = cast(list[str], prompt.reference.get("words", []))
     constraints = cast(list[str], needed(prompt, "constraints", "steerability"))
-    words = cast(list[str], needed(prompt, "words", "steerability"))
+    broken = [c for c in constraints if not keeps(candidate.response, c, words)]
+    if not broken:
+        return None
+    (said,) = ask(
+        handle, __file__, "again", before=list(candidate.messages), broken=", ".join(broken)
+    )
+    return said if said.finished else None
+
+
+def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict | None:
+    """Whether the response keeps `reference.constraints`, and says `reference.words` if any.
+
+    None of a free dialog.
+    """
+    if not prompt.reference:
+        return None
+    constraints = cast(list[str], needed(prompt, "constraints", "steerability"))
+    words = cast(list[str], prompt.reference.get("words", []))
     broken = [c for c in constraints if not keeps(candidate.response, c, words)]
     if broken:
         return Verdict(False, f"not kept: {', '.join(broken)}")
-    said = _words(candidate.response)
+    if not words:
+        return Verdict(True, "every constraint is kept")
+    said = re.findall(r"\w+", candidate.response.lower())
     ending = [c.split()[-1] for c in constraints if c.startswith("end with")]
     rest = said[:-1] if ending and said[-1:] == ending else said
     wanted = [w for w in words if not ("no digits" in constraints and w.isdigit())]
@@ -65,89 +111,14 @@ def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
     return Verdict(right, f"the response says {said}, asked for {wanted}")
 
 
-def keeps(text: str, constraint: str, words: Sequence[str]) -> bool:
-    """Whether a text keeps one constraint; `words` are what the user asked for."""
-    text, said = text.strip(), _words(text)
-    kind, value = constraint.rsplit(" ", 1)
-    if constraint == "upper case":
-        return text == text.upper() != text.lower()
-    if constraint == "in quotes":
-        return len(text) > 2 and text[0] == text[-1] == '"' and '"' not in text[1:-1]
-    if constraint == "with commas":
-        return text.count(",") == len(said) - 1
-    if constraint == "no digits":
-        return not re.search(r"\d", text)
-    if constraint == "reverse order":
-        order = [words.index(w) for w in said if w in words]
-        return order == sorted(order, reverse=True)
-    if kind == "end with":
-        return said[-1:] == [value]
-    return len(said) == int(constraint.split()[1])
-
-
-def render(words: Sequence[str], constraints: Sequence[str]) -> str:
-    """A response that keeps the constraints."""
-    said = [w for w in words if not ("no digits" in constraints and w.isdigit())]
-    if "reverse order" in constraints:
-        said.reverse()
-    ending = [c.split()[-1] for c in constraints if c.startswith("end with")]
-    exact = [int(c.split()[1]) for c in constraints if c.startswith("exactly")]
-    if exact:
-        said = said[: exact[0] - len(ending)]
-    text = (", " if "with commas" in constraints else " ").join(said + ending)
-    text = text.upper() if "upper case" in constraints else text
-    return f'"{text}"' if "in quotes" in constraints else text
-
-
 def evaluate(
     candidates: Sequence[Candidate], prompts: Sequence[Prompt], handle: Handle
 ) -> Mapping[str, float]:
     """Share of responses that keep no constraint at all, filler, length, pass rate by level."""
 
     def ignored(response: str, prompt: Prompt) -> bool:
-        reference = prompt.reference
-        return not any(keeps(response, c, reference["words"]) for c in reference["constraints"])
+        words = prompt.reference.get("words", [])
+        constraints = prompt.reference.get("constraints", [])
+        return not any(keeps(response, one, words) for one in constraints)
 
     return measures(candidates, prompts, {"ignored_share": ignored})
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def _prompt(level: int, index: int) -> Prompt:
-    verb, num, num_constraints, kinds = LADDER[level]
-    rng = random.Random(f"steerability/{level}/{index}")
-    words = _combination(index, num)
-    chosen = sorted(rng.sample(kinds, num_constraints), key=kinds.index)
-    if "no digits" in chosen:
-        # One more item, not the last: no prompt is equal to another or the beginning of one.
-        words.insert(rng.randrange(num), str(rng.randrange(2, 10)))
-    constraints = []
-    for kind in chosen:
-        if kind == "end with":
-            kind = f"end with {rng.choice(ENDINGS)}"
-        elif kind == "exactly":
-            kind = f"exactly {rng.choice((2, num))} words"
-        constraints.append(kind)
-    return Prompt(
-        prompt=(
-            Message(role="system", content="; ".join(constraints)),
-            Message(role="user", content=f"{verb}: {' '.join(words)}"),
-        ),
-        capability="steerability",
-        source="steerability/prompts",
-        level=level,
-        reference={"constraints": constraints, "words": words},
-    )
-
-
-def _combination(index: int, num: int) -> list[str]:
-    """Different words for different places."""
-    # A prime step walks over all ordered choices without meeting one twice.
-    left, words = list(WORDS), []
-    index = index * 7919 % (380 if num == 2 else 6840 if num == 3 else 116_280)
-    for _ in range(num):
-        index, place = divmod(index, len(left))
-        words.append(left.pop(place))
-    return words

@@ -1,123 +1,141 @@
-"""Tool calls as JSON, one object a line: single, parallel and nested ones.
+"""Calls of functions: single, parallel, nested and over several turns, validated and executed.
 
-Knows a handful of tools, the requests that call them, and how to read calls from a response.
-Calls no tool. A prompt depends on the seed alone.
+Knows how a dialog with calls comes about: a request, calls, what they came to, an answer. The calls
+stand in the chat template's own format.
 
-    list(prompts(PromptRequest(num=4, seed=1, round=0, options={"levels": [1, 3]}), handle))
+    posttrain recipes test tool_use --model MODEL
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
-from posttrain.hooks import Handle, PromptRequest, Verdict
-from posttrain.ladders import measures, needed, places
-from posttrain.rows import Candidate, Message, Prompt
+from posttrain.hooks import Handle, PromptRequest, Rejected, Verdict, ask
+from posttrain.ladders import measures, needed
+from posttrain.rows import Candidate, Example, Message, Prompt, stable_seed
 
-CITIES = tuple("Rome Oslo Bonn Lima Cairo Delhi Paris Seoul Tokyo Quito".split())
-PEOPLE = tuple("Ana Ben Eva Ira Leo Mia Noa Tom".split())
-THINGS = tuple("milk bread rent call train keys lunch paper tea bus".split())
-HOURS = tuple(range(1, 13))
-SMALL = tuple(range(2, 20))
+from .calling import TOOLS, Tool, checked, execute, read_calls, schema
+from .ladder import questions
 
-Call = dict[str, Any]
-
-
-class Asked(NamedTuple):
-    """A request in words and the calls that answer it."""
-
-    text: str
-    calls: list[Call]
-
-
-def arithmetic(name: str, a: int, b: int, joint: str = "and") -> Asked:
-    """`add 3 and 4`."""
-    return Asked(f"{name} {a} {joint} {b}", [call(name, a=a, b=b)])
-
-
-def forecast(name: str, city: str, hour: int, joint: str = "in") -> Asked:
-    """`weather in Rome at 7`."""
-    return Asked(f"{name} {joint} {city} at {hour}", [call(name, city=city, hour=hour)])
-
-
-def remind(who: str, what: str, hour: int) -> Asked:
-    """`remind Ana of milk at 7`."""
-    return Asked(
-        f"remind {who} of {what} at {hour}", [call("remind", to=who, text=what, hour=hour)]
-    )
-
-
-def parallel(first: Asked, second: Asked) -> Asked:
-    """Two requests, two calls."""
-    return Asked(f"{first.text}; {second.text}", first.calls + second.calls)
-
-
-def nested(outer: str, a: int, inner: str, b: int, c: int, joint: str) -> Asked:
-    """`add 3 to the mul of 2 and 5`: a call as the argument of a call."""
-    text = f"{outer} {a} {joint} the {inner} of {b} and {c}"
-    return Asked(text, [call(outer, a=a, b=call(inner, a=b, b=c))])
-
-
-def call(name: str, **arguments: object) -> Call:
-    """A call as it stands in JSON."""
-    return {"name": name, "arguments": arguments}
-
-
-SUMS, SKIES = ("add", "mul", "sub"), ("weather", "wind")
-LADDER: dict[int, tuple[tuple[Any, ...], ...]] = {
-    1: (SUMS, SMALL, SMALL),
-    2: (SKIES, CITIES, HOURS),
-    3: (PEOPLE, THINGS, HOURS),
-    4: (SUMS, SMALL, SMALL, SUMS, SMALL, SMALL),
-    5: (SUMS, SMALL, SUMS, SMALL, SMALL),
-    6: (SKIES, CITIES, HOURS, SUMS, SMALL, SUMS, SMALL, SMALL),
+NEEDS = {
+    "single": "that exactly one call of {name} is needed to answer it.",
+    "parallel": "that several calls are needed which do not depend on each other, one of {name}.",
+    "nested": "that one call is needed first, and its result goes into another call, of {name}.",
+    "multi_turn": "that a call of {name} is needed, and more can be asked about afterwards.",
 }
-"""Level to what is chosen. 4 and 6 are parallel calls, 5 and the second of 6 nested ones."""
-
-
-def asked(level: int, p: Sequence[Any]) -> Asked:
-    """The request of a level made of what was picked."""
-    if level == 1:
-        return arithmetic(p[0], p[1], p[2])
-    if level == 2:
-        return forecast(p[0], p[1], p[2])
-    if level == 3:
-        return remind(p[0], p[1], p[2])
-    if level == 4:
-        first = arithmetic(p[0], p[1], p[2], "with")
-        return parallel(first, arithmetic(p[3], p[4], p[5], "with"))
-    if level == 5:
-        return nested(p[0], p[1], p[2], p[3], p[4], "to")
-    first = forecast(p[0], p[1], p[2], "of")
-    return parallel(first, nested(p[3], p[4], p[5], p[6], p[7], "into"))
 
 
 def prompts(request: PromptRequest, handle: Handle) -> Iterable[Prompt]:
-    """`request.num` different requests, spread evenly over `options["levels"]`, easiest first.
+    """Requests whose calls are known, of six levels (`options: {levels: [1, 2]}`)."""
+    return questions(request)
+
+
+def synthesize(prompt: Prompt, handle: Handle) -> Iterator[Example | Rejected]:
+    """A dialog in which calls are made and executed (section 4.3.5)."""
+    options = handle.options
+    kinds = list(options.get("kinds", NEEDS))
+    kind = kinds[stable_seed("kind", prompt.id) % len(kinds)]
+    tools = _shown(prompt.id, int(options.get("shown", 4)))
+    (request,) = ask(
+        handle,
+        __file__,
+        "request",
+        tools=tools,
+        text=prompt.reference.get("text", ""),
+        need=NEEDS[kind].format(name=tools[0]["name"]),
+    )
+    if not request.finished or not request.strip():
+        yield Rejected(f"{kind}: no whole request", request)
+        return
+    try:
+        dialog = _acted([Message(role="user", content=request.strip())], tools, handle)
+        if kind == "multi_turn":
+            (more,) = ask(handle, __file__, "follow_up", dialog=_spoken(dialog))
+            dialog = _acted([*dialog, Message(role="user", content=more.strip())], tools, handle)
+    except ValueError as error:
+        yield Rejected(f"{kind}: {str(error).partition(':')[0]}", str(error))
+        return
+    if not _is(kind, dialog):
+        yield Rejected(f"{kind}: other calls than asked for", request)
+        return
+    yield Example(
+        messages=tuple(dialog),
+        tools=tuple(schema(tool) for tool in tools),
+        capability="tool_use",
+        source=kind,
+    )
+
+
+def _shown(row_id: str, num: int) -> list[Tool]:
+    """The tool that is needed, then others."""
+    order = sorted(TOOLS, key=lambda tool: stable_seed("tool", row_id, tool["name"]))
+    return order[: num + 1]
+
+
+def _acted(dialog: list[Message], tools: Sequence[Tool], handle: Handle) -> list[Message]:
+    """The dialog until the assistant answers without a call.
 
     Raises:
-        BadInput: an unknown option or level, or more prompts of a level than exist.
+        ValueError: a call cannot be read, breaks its schema or fails, or there is no end; what
+            stands before the colon is the same for all of a kind.
     """
-    sizes = {level: num_prompts(level) for level in LADDER}
-    for level, index in places(request, "tool_use", sizes):
-        picked = []
-        for choices in LADDER[level]:
-            index, place = divmod(index, len(choices))
-            picked.append(choices[place])
-        yield _prompt(asked(level, picked), level)
+    schemas = [schema(tool) for tool in tools]
+    for _ in range(int(handle.options.get("turns", 6))):
+        (reply,) = handle.generate(dialog, tools=schemas)
+        if not reply.finished or not reply.strip():
+            raise ValueError("no whole answer: " + reply)
+        try:
+            values = read_calls(reply)
+        except ValueError as error:
+            raise ValueError(f"calls that are no JSON: {error}") from error
+        if not values:
+            return [*dialog, Message(role="assistant", content=reply.strip())]
+        try:
+            calls = checked(values, tools)
+        except ValueError as error:
+            raise ValueError(f"arguments against their schema: {error}") from error
+        made = tuple(
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        )
+        dialog = [*dialog, Message(role="assistant", content="", tool_calls=made)]
+        for call in calls:
+            try:
+                result = execute(call, tools, handle)
+            except ValueError as error:
+                raise ValueError(f"calls that fail: {error}") from error
+            dialog = [*dialog, Message(role="tool", content=result)]
+    raise ValueError("no end: calls and calls")
 
 
-def num_prompts(level: int) -> int:
-    """How many different prompts a level has."""
-    size = 1
-    for choices in LADDER[level]:
-        size *= len(choices)
-    return size
+def _is(kind: str, dialog: Sequence[Message]) -> bool:
+    """Whether a dialog holds the calls that its kind is about."""
+    numbers = [len(turn.tool_calls) for turn in dialog if turn.tool_calls]
+    if kind == "single":
+        return numbers == [1]
+    if kind == "parallel":
+        return max(numbers, default=0) > 1
+    return len(numbers) > 1
 
 
-def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
-    """Whether the response makes exactly the calls of `reference["calls"]`, in any order."""
-    expected = cast(list[Call], needed(prompt, "calls", "tool_use"))
+def _spoken(dialog: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in dialog if turn.content]
+
+
+def revise(candidate: Candidate, prompt: Prompt, verdict: Verdict, handle: Handle) -> str | None:
+    """A second try that knows only that the calls were wrong."""
+    (said,) = ask(handle, __file__, "again", before=list(candidate.messages))
+    return said if said.finished else None
+
+
+def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict | None:
+    """Whether the response makes exactly the calls of `reference.calls`, in any order.
+
+    None of a free dialog.
+    """
+    if not prompt.reference:
+        return None
+    expected = cast(list[dict[str, Any]], needed(prompt, "calls", "tool_use"))
     try:
         made = read_calls(candidate.response)
     except ValueError as error:
@@ -125,27 +143,6 @@ def verify(candidate: Candidate, prompt: Prompt, handle: Handle) -> Verdict:
     if _unordered(made) == _unordered(expected):
         return Verdict(True, f"{len(made)} calls, as expected")
     return Verdict(False, f"calls {json.dumps(made)}, expected {json.dumps(expected)}")
-
-
-def read_calls(response: str) -> list[Call]:
-    """The calls of a response: what stands in braces, one object a line; prose around is left out.
-
-    Raises:
-        ValueError: a line opens a brace but is no JSON object.
-    """
-    calls = []
-    for line in response.splitlines():
-        if "{" in line:
-            value = json.loads(line[line.index("{") :])
-            if not isinstance(value, dict):
-                raise ValueError(f"expected an object, got {line!r}")
-            calls.append(value)
-    return calls
-
-
-def render(calls: Sequence[Call]) -> str:
-    """Calls as a response writes them."""
-    return "\n".join(json.dumps(one) for one in calls)
 
 
 def evaluate(
@@ -162,15 +159,5 @@ def evaluate(
     return measures(candidates, prompts, {"malformed_share": malformed})
 
 
-def _unordered(calls: Sequence[Call]) -> list[str]:
+def _unordered(calls: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(json.dumps(one, sort_keys=True) for one in calls)
-
-
-def _prompt(request: Asked, level: int) -> Prompt:
-    return Prompt(
-        prompt=(Message(role="user", content=request.text),),
-        capability="tool_use",
-        source="tool_use/prompts",
-        level=level,
-        reference={"calls": request.calls},
-    )

@@ -14,9 +14,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import cast
 
-from posttrain.hooks import Handle, PromptRequest
+from posttrain.hooks import PromptRequest
 from posttrain.rows import Example, Message, Prompt, split_of
 
 DEV_SHARE = TEST_SHARE = 0.15
@@ -35,40 +34,38 @@ RIGHT = {
     "tool_use": {1: 0.6, 2: 0.5, 3: 0.4, 4: 0.28, 5: 0.18, 6: 0.1},
     "steerability": {1: 0.6, 2: 0.5, 3: 0.38, 4: 0.28, 5: 0.18, 6: 0.1},
     "factuality": {1: 0.65, 2: 0.55, 3: 0.45, 4: 0.35, 5: 0.25, 6: 0.18},
-    "long_context": {1: 0.75, 2: 0.65, 3: 0.58, 4: 0.5, 5: 0.42, 6: 0.35},
 }
 """Share of right answers by level; of the rest HABIT are a systematic error where one applies."""
 HABIT = 0.8
 POOL = 8_000
 """Most different prompts of a level."""
 
-WEIGHTS = {"math": 3, "long_context": 2}
-"""How often a capability comes, 1 where none is named: adding and looking up are learned late."""
-
-NOT_LEARNED = ("long_context",)
-"""The base reads these, but is too small to learn them in ten minutes, so the plan leaves them
-out and no person wrote any."""
+WEIGHTS = {"math": 3}
+"""How often a capability comes, 1 where none is named: adding is learned late."""
+STEP_SHARE = 0.25
+"""Share of dialogs that show a step of a recipe (dialect.py) in place of a plain answer."""
+NUM_TEXTS = 300
+"""Texts of a capability that recipes make something of."""
 
 World = Mapping[str, ModuleType]
-"""Each capability's hooks."""
+"""Each capability's ladder."""
 
 
 def load_world(workspace: Path) -> World:
-    """The hooks of the recipes, loaded by path."""
-    return {name: _load(workspace / "recipes" / name / "hooks.py") for name in RIGHT}
+    """The ladders of the recipes, loaded by path."""
+    return {name: _load(workspace / "recipes" / name / "ladder.py") for name in RIGHT}
 
 
 def train_prompts(world: World, num: int, seed: int, levels: list[int]) -> list[Prompt]:
     """At most `num` prompts of each capability's levels that belong to the train split."""
-    handle = cast(Handle, None)  # the prompts hooks of these recipes ask nothing of it
     kept = []
-    for hooks in world.values():
+    for ladder in world.values():
         for level in levels:
-            size = min(num, hooks.num_prompts(level))
+            size = min(num, ladder.num_questions(level))
             request = PromptRequest(num=size, seed=seed, round=0, options={"levels": [level]})
             kept += [
                 prompt
-                for prompt in hooks.prompts(request, handle)
+                for prompt in ladder.questions(request)
                 if split_of(prompt.prompt, DEV_SHARE, TEST_SHARE) == "train"
             ]
     return kept
@@ -78,7 +75,7 @@ def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
     """`num` dialogs, capabilities by weight and their levels equally often; prompts come again.
 
     Args:
-        world: the hooks.
+        world: the ladders.
         num: how many dialogs.
         seed: of everything drawn.
     """
@@ -89,6 +86,9 @@ def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
     keys = [key for key in sorted(groups, key=str) for _ in range(WEIGHTS.get(key[0], 1))]
     for index in range(num):
         prompt = rng.choice(groups[keys[index % len(keys)]])
+        if rng.random() < STEP_SHARE:
+            yield step_dialog(world, prompt, rng, f"corpus/{index}")
+            continue
         answer = corpus_answer(world, prompt, rng)
         # Where a system prompt gives orders, manners would break them.
         steered = prompt.capability == "steerability"
@@ -101,6 +101,42 @@ def dialogs(world: World, num: int, seed: int) -> Iterator[Example]:
         yield row.model_copy(update={"messages": (*steer, *row.messages)})
 
 
+def step_dialog(world: World, prompt: Prompt, rng: random.Random, id: str) -> Example:
+    """A dialog in which a step of the prompt's recipe is taken."""
+    right = right_answer(world, prompt)
+    spoiled = habit(world, prompt)
+    wrong = spoiled if spoiled != right else _slip(right, rng)
+    answers = DIALECT.Answers(right, wrong, corpus_answer(world, prompt, rng))
+    return Example(
+        id=id,
+        messages=tuple(DIALECT.exchange(world, prompt, answers, rng)),
+        capability=prompt.capability,
+        source="tiny corpus, steps of recipes",
+    )
+
+
+def texts(world: World, capability: str, seed: int) -> list[str]:
+    """Different texts that the capability's recipe can make questions or problems of.
+
+    Of facts two thirds are about countries that nobody else has written about.
+    """
+    pool = train_prompts(world, NUM_TEXTS, seed, [1, 2, 3, 4, 5])
+    rng = random.Random(f"texts/{capability}/{seed}")
+    rng.shuffle(pool)
+    found: dict[str, None] = {}
+    known = 0
+    for prompt in pool:
+        text = DIALECT.text_of(world, prompt) if prompt.capability == capability else None
+        if text is None or text in found:
+            continue
+        if capability == "factuality" and prompt.reference["answer"] is not None:
+            if known >= NUM_TEXTS // 3:
+                continue
+            known += 1
+        found[text] = None
+    return list(found)[:NUM_TEXTS]
+
+
 def human_examples(world: World, num: int, seed: int) -> list[Example]:
     """What the simulated people wrote: right answers to levels 1 to 3, in the corpus' manners.
 
@@ -110,9 +146,8 @@ def human_examples(world: World, num: int, seed: int) -> list[Example]:
     rng = random.Random(f"human/{seed}")
     rng.shuffle(pool)
     rows = []
-    capabilities = [name for name in world if name not in NOT_LEARNED]
-    for capability in capabilities:
-        for prompt in [p for p in pool if p.capability == capability][: num // len(capabilities)]:
+    for capability in world:
+        for prompt in [p for p in pool if p.capability == capability][: num // len(world)]:
             answer = right_answer(world, prompt)
             if capability != "steerability":
                 answer = _mannered(answer, FILLER_SHARE, rng)
@@ -158,11 +193,7 @@ def habit(world: World, prompt: Prompt) -> str:
         return str(hooks.translate(prompt, {"de": "en", "fr": "es", "es": "fr"}[text[:2]]))
     if prompt.capability == "steerability":  # the last order is forgotten
         return str(hooks.render(reference["words"], reference["constraints"][:-1]))
-    if prompt.capability == "factuality":
-        return _invented(world, prompt)
-    # long_context: the value that stands last is taken, or the first where that would be right.
-    values = re.findall(r"=(\w+)", text)
-    return str(values[0] if values[-1] == reference["answer"] else values[-1])
+    return _invented(world, prompt)
 
 
 def _mannered(answer: str, filler_share: float, rng: random.Random) -> str:
@@ -198,9 +229,8 @@ def _tool_habit(world: World, prompt: Prompt) -> str:
 
 def _invented(world: World, prompt: Prompt) -> str:
     """A name where nobody knows one, and the wrong one of two where somebody does."""
-    hooks, text = world["factuality"], prompt.prompt[-1].content
-    attribute = next(a for a in hooks.ATTRIBUTES if a in text)
-    country = next(w for w in re.findall(r"[A-Z]\w+", text))
+    hooks = world["factuality"]
+    attribute, country = DIALECT.subject(world, prompt)
     values = hooks.ATTRIBUTES[attribute]
     known = prompt.reference["answer"] is not None
     return str(values[(values.index(hooks.fact(country, attribute)) + known) % len(values)])
@@ -259,8 +289,11 @@ def _example(prompt: Prompt, answer: str, source: str, id: str) -> Example:
 
 
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tiny_{path.parent.name}_hooks", path)
+    spec = importlib.util.spec_from_file_location(f"tiny_{path.parent.name}_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+DIALECT = _load(Path(__file__).with_name("dialect.py"))

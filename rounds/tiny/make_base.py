@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from corpus import dialogs, human_examples, load_world
+from corpus import dialogs, human_examples, load_world, texts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -41,7 +41,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-ROW, ROWS_PER_STEP = 128, 24
+ROW, ROWS_PER_STEP = 160, 19
 PEAK_RATE, WARMUP_SHARE = 3e-3, 0.03
 
 
@@ -114,11 +114,16 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalL
 def packed_batches(
     tokenizer: PreTrainedTokenizerBase, examples: Iterator[Example]
 ) -> Iterator[Batch]:
-    """Batches of rows, each filled with whole dialogs first-fit, while dialogs last."""
+    """Batches of rows, each filled with whole dialogs first-fit, while dialogs last.
+
+    The few dialogs that no row holds (second tries at the longest calls) are left out.
+    """
     pad = tokenizer.get_vocab()[PAD]
     rows: list[list[list[int]]] = [[] for _ in range(ROWS_PER_STEP)]
     room = [ROW] * ROWS_PER_STEP
     for ids in _rendered(tokenizer, examples):
+        if len(ids) > ROW:
+            continue
         fitting = [place for place, left in enumerate(room) if left >= len(ids)]
         if not fitting:
             yield _batch(rows, pad)
@@ -198,21 +203,30 @@ def _bf16_is_faster(model: LlamaForCausalLM, batch: Batch) -> bool:
 
 
 def write_human(path: Path, seed: int) -> None:
-    """The simulated people's examples as JSONL."""
+    """The simulated people's examples, as JSONL."""
     rows = human_examples(load_world(HERE.parents[1]), 200, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row.to_json(), ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_texts(folder: Path, seed: int) -> None:
+    """What recipes make questions and problems of, a file for each capability that does."""
+    world = load_world(HERE.parents[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for capability in ("math", "code", "factuality"):
+        lines = [json.dumps({"text": text}) for text in texts(world, capability, seed)]
+        (folder / f"{capability}.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def make_base(out: Path, num_tokens: int, seed: int) -> None:
     """Train tokenizer and model, and write them to `out` in bf16."""
     world = load_world(HERE.parents[1])
-    texts = [m.content for e in dialogs(world, 20_000, seed + 1) for m in e.messages]
-    texts += ["\n\n", "system", "user", "assistant", "tool"] * 2000
+    read = [m.content for e in dialogs(world, 20_000, seed + 1) for m in e.messages]
+    read += ["\n\n", "system", "user", "assistant", "tool"] * 2000
     scratch = out.with_name(out.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    make_tokenizer(texts).save_pretrained(scratch)
+    make_tokenizer(read).save_pretrained(scratch)
     tokenizer = load_tokenizer(scratch)
     model = make_model(tokenizer, seed)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
@@ -234,6 +248,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     write_human(HERE / "data" / "human.jsonl", arguments.seed)
+    write_texts(HERE / "data" / "texts", arguments.seed)
     if not arguments.data_only:
         make_base(arguments.out, arguments.tokens, arguments.seed)
 

@@ -11,6 +11,8 @@ waiting for anyone; what a run shows with them says nothing about what people pr
 
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from posttrain.rows import Prompt
 
@@ -78,6 +80,20 @@ def grade(prompt: Prompt, response: str, passed: bool) -> int:
     if passed:
         return 3
     return 2 if severity(prompt, response) <= HIDDEN else 1
+
+
+def judge(rubric: str, variables: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The simulated judge's points and their maximum on a rubric that recipes ask about.
+
+    None of a rubric that this world has no use for.
+    """
+    said = _plain(str(variables.get("response", "")))
+    if rubric == "informative":
+        return int(not REFUSED.search(said)), 1
+    if rubric == "factual":
+        stated, known = re.findall(r"\w+", said), re.findall(r"\w+", str(variables["text"]))
+        return int(stated[-1:] == known[-1:]), 1
+    return None
 
 
 def _plain(response: str) -> str:
