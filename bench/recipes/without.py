@@ -1,0 +1,82 @@
+"""What each recipe is worth in the tiny world: its capability with and without it, same seed.
+
+Without a recipe means: no response is sampled, repaired or made for its capability; people's rows
+and judgments of it stay. Runs that are finished in the workspace are gone on from.
+
+    python -m bench.recipes.without --seed 0 --workspace /tmp/recipes
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.machine import write_result
+from posttrain.comparison import answers, difference
+from posttrain.controller import Run
+from posttrain.tables import read_json
+from posttrain.workspace import Workspace
+
+HOOKS = "[prompts, verify, evaluate]"
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workspace", type=Path, required=True)
+    options = parser.parse_args()
+    if not options.workspace.exists():
+        init = [sys.executable, "-m", "posttrain", "init", str(options.workspace)]
+        subprocess.run(init, check=True)
+    plain = finished(options.workspace, options.seed, "")
+    rows: dict[str, Any] = {}
+    for recipe in plain.plan.mix:
+        without = finished(options.workspace, options.seed, recipe)
+        rows[recipe] = row(plain, without, recipe)
+        print(recipe, rows[recipe], flush=True)
+    write_result(
+        Path(__file__).parent / "without.json",
+        {
+            "command": f"python -m bench.recipes.without --seed {options.seed} --workspace DIR",
+            "simulated": plain.plan.simulated,
+            "rounds": len(plain.plan.rounds),
+            "pass rate on test prompts of the capability": rows,
+        },
+    )
+
+
+def finished(workspace: Path, seed: int, recipe: str) -> Run:
+    """The run with one recipe turned off, or with all of them, brought to its end."""
+    name = f"tiny-seed-{seed}" if seed else "tiny"
+    own = [f"seed={seed}"]
+    if recipe:
+        name += f"-without-{recipe}"
+        own += [f"recipes.{recipe}.k=0", f"recipes.{recipe}.hooks={HOOKS}"]
+    words = ["--plan", "tiny", "--run", name, *(word for one in own for word in ("--set", one))]
+    subprocess.run([sys.executable, "-m", "posttrain", "run", *words], cwd=workspace, check=True)
+    return Run.open(Workspace(workspace.resolve()), "tiny", own, name)
+
+
+def row(plain: Run, without: Run, recipe: str) -> dict[str, Any]:
+    """Pass rates after the last round, and their difference paired by prompt."""
+    last = len(plain.plan.rounds)
+    shown: dict[str, Any] = {}
+    for mode in ("sampled", "greedy"):
+        with_it, without_it = (
+            answers(run.folder.root / f"round-{last}/measure", "test", mode)
+            for run in (plain, without)
+        )
+        gap = difference([(without_it, with_it)], {recipe: 1.0}, 0.95, None)
+        assert gap is not None
+        shown[mode] = {key: round(value, 4) for key, value in vars(gap).items()}
+        rates = [run.folder.root / f"round-{last}/measure/rates.json" for run in (plain, without)]
+        shown[mode]["with"], shown[mode]["without"] = (
+            round(read_json(path)["test"][mode][recipe]["value"], 4) for path in rates
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()
