@@ -1,6 +1,7 @@
 """Curation as its users see it: what is kept, what is dropped and why, and that nothing is lost."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -754,6 +755,27 @@ def test_the_mix_repeats_small_sources_and_drops_the_worst_of_large_ones() -> No
     assert curated.mix["math"].achieved == 0.6
     assert curated.mix["code"] == (0.3, 0.4, 2, 4)
     assert curated.counts[-1].notes["missing"] == ["tools"]
+
+
+def test_a_sub_mix_divides_a_share_among_where_rows_come_from() -> None:
+    def row(name: str, source: str, human: bool = False) -> Scored:
+        made = example(name, "a", id=name).model_copy(update={"source": source})
+        return Scored(made, None if human else 1.0, human=human)
+
+    rows = [
+        *(row(f"h{i}", "a crew", human=True) for i in range(2)),
+        *(row(f"n{i}", "nlp/questions", human=True) for i in range(8)),
+        *(row(f"r{i}", "rejection sampling, round 1") for i in range(8)),
+        *(row(f"s{i}", "math.synthesize/traces") for i in range(8)),
+        row("x", "elsewhere"),
+    ]
+    weights = {"human": 1.0, "nlp": 4.0, "rejection sampling": 3.0, "math.synthesize": 2.0}
+    extra = tools(shares={"math": 1.0}, sub_mixes={"math": weights})
+    curated = curate(rows, pipeline(mix={"max_repeat": 1}), extra)
+    counts = Counter(e.id[0] for e in curated.kept)
+    assert counts == {"h": 2, "n": 8, "r": 6, "s": 4}
+    assert reasons(curated)["x"] == "mix: no share in the sub_mix of math"
+    assert sum(reason == "mix: over share" for reason in reasons(curated).values()) == 6
 
 
 def test_nothing_left_is_an_error_that_says_where_it_went() -> None:

@@ -359,3 +359,67 @@ def test_what_hooks_do_wrong_is_named(folder: Path, line: str, reason: str) -> N
     assert dropped
     assert all(row["reason"].startswith("sums.synthesize: ") for row in dropped)
     assert all(reason in row["reason"] for row in dropped)
+
+
+OF_SEEDS = """
+
+def judge(candidate, prompt, handle):
+    from posttrain.hooks import Grade
+
+    if candidate.id.endswith("/0"):
+        raise ValueError("no opinion")
+    return Grade(2, 2, "as good as it gets")
+
+
+def synthesize(prompt, handle):
+    from posttrain.hooks import Rejected
+
+    text = prompt.reference["text"]
+    number = int(text.split()[0])
+    assert prompt.prompt[-1].content == text
+    if number % 3 == 0:
+        yield Rejected("a multiple of three", text)
+    if number % 3 == 1:
+        turns = (Message(role="user", content=f"{number}+1=?"),)
+        answer = Message(role="assistant", content=str(number + 1))
+        yield Example(messages=(*turns, answer), capability="sums")
+"""
+
+
+def test_seeds_are_read_rejects_are_counted_and_a_recipe_grades(folder: Path) -> None:
+    head = HOOKS.partition("def synthesize")[0]
+    (folder / "recipes/sums/hooks.py").write_text(head + OF_SEEDS)
+    write_lines(folder / "data" / "texts.jsonl", [{"text": f"{n} apples"} for n in range(60)])
+    seeds = [{"type": "texts", "recipe": "sums", "path": "data/texts.jsonl", "num": 50}]
+    own = ["recipes.sums.hooks=[prompts, verify, synthesize, judge]"]
+    own.append(f"recipes.sums.seeds={json.dumps(seeds)}")
+    words = [word for one in own for word in ("--set", one)]
+    ended = at(folder, "round", "1", *SUMS, *words, "--redo-stale")
+    (folder / "recipes" / "sums" / "hooks.py").write_text(HOOKS)
+    assert ended.code == 0, ended.err
+
+    read = rows_of(folder, "round-1/prompts", "seeds")
+    held = [r for r in rows_of(folder, "round-1/prompts", "dropped") if "seed" in r["reason"]]
+    assert len(read) + len(held) == 50 and held
+    told = manifest(folder, "round-1/synthesize")["metrics"]["synthesized"]["sums"]
+    numbers = [int(row["reference"]["text"].split()[0]) for row in read]
+    assert told["prompts"] == len(read) and told["failed"] == 0
+    assert told["rejected"]["a multiple of three"] == sum(n % 3 == 0 for n in numbers)
+    made = rows_of(folder, "round-1/synthesize", "examples")
+    assert told["examples"] == len(made) > 0
+    # What would be a held-out prompt is never trained on.
+    assert told["rejected"]["held out"] == sum(n % 3 == 1 for n in numbers) - len(made) > 0
+    for row in made:
+        assert split_of([Message.model_validate(row["messages"][0])], 0.3, 0.3) == "train"
+    reasons = [row["reason"] for row in rows_of(folder, "round-1/synthesize", "dropped")]
+    assert reasons.count("sums.synthesize: made nothing") == sum(n % 3 == 2 for n in numbers)
+    (part,) = manifest(folder, "round-1/synthesize")["funnel"]
+    assert part["rows_in"] - part["rows_out"] == len(reasons)
+
+    graded = rows_of(folder, "round-1/grade", "selected")
+    sums = [row for row in graded if row["capability"] == "sums"]
+    first = [row for row in sums if row["id"].endswith("/0")]
+    assert all(row.get("grade") is None for row in first)
+    assert all(row["grade"] == {"score": 2, "maximum": 2} for row in sums if row not in first)
+    failed = manifest(folder, "round-1/grade")["metrics"]["failed"]
+    assert sum(failed.values()) == len(first)

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from posttrain.models.chat import control_tokens, load_tokenizer
-from posttrain.preference_rows import JudgedRow
+from posttrain.planning.rounds import plan_steps
+from posttrain.preference_rows import JudgedRow, strong_preferences
 from posttrain.rows import Preference, Strength, split_of
 from posttrain.settings.pipeline import Decontaminate
 from posttrain.settings.plan import FileAnnotator, Similarity, Splits
@@ -19,7 +20,7 @@ from posttrain.settings.stages import PreferencesStage
 from posttrain.stages import preferences
 from posttrain.steps.output import Inputs, Output
 from posttrain.tables import complaint, read_table, write_rows
-from posttrain.workspace import Workspace
+from posttrain.workspace import Workspace, load_plan
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "rounds" / "tiny" / "base"
@@ -388,3 +389,25 @@ def test_a_control_token_in_a_later_turn_is_refused(tmp_path: Path) -> None:
     found = read_table(tmp_path / "rows.jsonl", JudgedRow, control_tokens(load_tokenizer(BASE)))
     assert found.rows == []
     assert found.rejects[0].reason == "control token <|eot_id|> inside a message"
+
+
+def test_dpo_leaves_out_what_a_recipe_says(tmp_path: Path) -> None:
+    rows = [
+        {**pair(f"p{n}", f"{n}?"), "capability": capability, "batch": "round-1"}
+        for n, capability in enumerate(["math", "long_context", "math"])
+    ]
+    write_rows(tmp_path / "train.jsonl", rows)
+    (tmp_path / "out").mkdir()
+    out = Output(tmp_path / "out", lambda done, total: None)
+    strong = strong_preferences([tmp_path], Strength.BETTER, out, without=["long_context"])
+    assert [row.id for row in strong] == ["p0", "p2"]
+    out.close()
+    (dropped,) = table(out, "dropped")
+    assert dropped["reason"] == "left out: its recipe says dpo: false"
+
+
+def test_the_plan_keeps_long_contexts_out_of_dpo() -> None:
+    mix = ["mix={math: 0.9, long_context: 0.1}", "recipes={}"]
+    plan = load_plan(Workspace(ROOT), "tiny", mix)
+    steps = plan_steps(Workspace(ROOT), "tiny", plan)
+    assert steps["round-1/dpo-a"].settings["without"] == ["long_context"]

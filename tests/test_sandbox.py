@@ -4,6 +4,7 @@ pytest tests/test_sandbox.py
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -228,3 +229,55 @@ def test_missing_bubblewrap_is_bad_input(tmp_path: Path) -> None:
 def test_an_interpreter_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such interpreter"):
         Sandbox(SandboxLimits(python=tmp_path / "python"))
+
+
+SPOKEN = [("bash", "echo $((6 * 7))", "if then"), ("perl", "print 6 * 7, qq(\\n);", "if (")]
+
+
+@pytest.mark.parametrize(("language", "source", "wrong"), SPOKEN)
+def test_other_languages_run_and_are_checked(
+    sandbox: Sandbox, language: str, source: str, wrong: str
+) -> None:
+    assert sandbox.run(source, language=language).stdout == "42\n"
+    assert sandbox.run(source, language=language, check=True).ok
+    for check in (True, False):
+        result = sandbox.run(wrong, language=language, check=check)
+        assert not result.ok and result.stderr and result.returncode > 0
+
+
+def test_a_check_runs_nothing(sandbox: Sandbox) -> None:
+    assert sandbox.run("raise SystemExit(3)", check=True).ok
+    result = sandbox.run("def f(:\n", check=True)
+    assert not result.ok and "SyntaxError" in result.stderr
+
+
+def test_a_language_without_interpreter_is_told(sandbox: Sandbox) -> None:
+    with pytest.raises(BadInput, match="no language 'cobol'; known: bash, javascript"):
+        sandbox.run("x", language="cobol")
+    if shutil.which("php") is None:
+        result = sandbox.run("x", language="php")
+        assert (result.limit, result.ok) == ("missing", False)
+
+
+@pytest.fixture(scope="module")
+def weaker() -> Sandbox:
+    return Sandbox(SandboxLimits(seconds=1, mode="limits_only"))
+
+
+def test_the_weaker_mode_keeps_the_limits(weaker: Sandbox) -> None:
+    assert weaker.run("print(input())", "hello").stdout == "hello\n"
+    assert weaker.run("while True: pass").limit == "time"
+    assert weaker.run("import time; time.sleep(60)").limit == "time"
+    assert "MemoryError" in weaker.run("x = bytearray(2 * 10**9)").stderr
+    assert weaker.run("print('x' * 10**6)").limit == "output"
+    assert not weaker.run("open('big', 'wb').write(b'x' * 2**26)").ok
+    if os.geteuid() == 0:
+        assert weaker.run("import os; print(os.getuid())").stdout == "65534\n"
+    assert weaker.run("import os; print(sorted(os.listdir('.')))").stdout == "['program.py']\n"
+
+
+def test_where_bubblewrap_is_missing_the_weaker_mode_is_named(tmp_path: Path) -> None:
+    source = "from posttrain.sandbox import Sandbox\nSandbox()"
+    env = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", source], env=env, capture_output=True, text=True)
+    assert "resources.sandbox.mode=limits_only" in done.stderr

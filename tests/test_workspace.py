@@ -268,3 +268,19 @@ def test_a_distribution_brings_a_recipe_by_its_entry_point(
     assert (found.origin, found.folder) == ("my-chess", package)
     assert load_recipe_settings(workspace, "chess", {}).k == 5
     assert find_recipe(workspace, "math").origin == "shipped"
+
+
+def test_hooks_may_stand_in_files_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "hooks.py"
+    path.write_text("from .rhymes import verify\nfrom .rhymes import _hidden\n")
+    (tmp_path / "rhymes.py").write_text("def verify(x): return x\ndef _hidden(): ...\n")
+    assert list(load_functions(path)) == ["verify"]
+    assert load_functions(path)["verify"](2) == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "hooks.py").write_text("from .rhymes import verify\n")
+    (other / "rhymes.py").write_text("def verify(x): return -x\n")
+    assert load_functions(other / "hooks.py")["verify"](2) == -2
+    # An edit of what is imported counts like one of the file itself.
+    (tmp_path / "rhymes.py").write_text("def verify(x): return 3 * x\n_hidden = 1\n")
+    assert load_functions(path)["verify"](2) == 6

@@ -65,10 +65,16 @@ def row(plain: Run, without: Run, recipe: str) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for mode in ("sampled", "greedy"):
         with_it, without_it = (
-            answers(run.folder.root / f"round-{last}/measure", "test", mode)
+            {
+                key: one
+                for key, one in answers(
+                    run.folder.root / f"round-{last}/measure", "test", mode
+                ).items()
+                if one.capability == recipe
+            }
             for run in (plain, without)
         )
-        gap = difference([(without_it, with_it)], {recipe: 1.0}, 0.95, None)
+        gap = difference([(without_it, with_it)], {recipe: 1.0}, 0.95)
         assert gap is not None
         shown[mode] = {key: round(value, 4) for key, value in vars(gap).items()}
         rates = [run.folder.root / f"round-{last}/measure/rates.json" for run in (plain, without)]
