@@ -25,43 +25,46 @@ def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--workspace", type=Path, required=True)
     options = parser.parse_args()
     if not options.workspace.exists():
         init = [sys.executable, "-m", "posttrain", "init", str(options.workspace)]
         subprocess.run(init, check=True)
-    plain = finished(options.workspace, options.seed, "")
+    plain = finished(options.workspace, options.seed, options.rounds, "")
     rows: dict[str, Any] = {}
     for recipe in plain.plan.mix:
-        without = finished(options.workspace, options.seed, recipe)
-        rows[recipe] = row(plain, without, recipe)
+        without = finished(options.workspace, options.seed, options.rounds, recipe)
+        rows[recipe] = row(plain, without, recipe, options.rounds)
         print(recipe, rows[recipe], flush=True)
     write_result(
         Path(__file__).parent / "without.json",
         {
-            "command": f"python -m bench.recipes.without --seed {options.seed} --workspace DIR",
+            "command": f"python -m bench.recipes.without --seed {options.seed} "
+            f"--rounds {options.rounds} --workspace DIR",
             "simulated": plain.plan.simulated,
-            "rounds": len(plain.plan.rounds),
+            "rounds": options.rounds,
             "pass rate on test prompts of the capability": rows,
         },
     )
 
 
-def finished(workspace: Path, seed: int, recipe: str) -> Run:
-    """The run with one recipe turned off, or with all of them, brought to its end."""
+def finished(workspace: Path, seed: int, rounds: int, recipe: str) -> Run:
+    """The run with one recipe turned off, or with all of them, brought so far."""
     name = f"tiny-seed-{seed}" if seed else "tiny"
     own = [f"seed={seed}"]
     if recipe:
         name += f"-without-{recipe}"
         own += [f"recipes.{recipe}.k=0", f"recipes.{recipe}.hooks={HOOKS}"]
     words = ["--plan", "tiny", "--run", name, *(word for one in own for word in ("--set", one))]
-    subprocess.run([sys.executable, "-m", "posttrain", "run", *words], cwd=workspace, check=True)
+    for number in range(1, rounds + 1):
+        command = [sys.executable, "-m", "posttrain", "round", str(number), *words]
+        subprocess.run(command, cwd=workspace, check=True)
     return Run.open(Workspace(workspace.resolve()), "tiny", own, name)
 
 
-def row(plain: Run, without: Run, recipe: str) -> dict[str, Any]:
+def row(plain: Run, without: Run, recipe: str, last: int) -> dict[str, Any]:
     """Pass rates after the last round, and their difference paired by prompt."""
-    last = len(plain.plan.rounds)
     shown: dict[str, Any] = {}
     for mode in ("sampled", "greedy"):
         with_it, without_it = (
