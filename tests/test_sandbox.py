@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.recipes.attacks import ATTACKS, escapes
 from posttrain.errors import BadInput
 from posttrain.sandbox import Program, Sandbox, SandboxLimits, available
 
@@ -229,6 +230,11 @@ def test_missing_bubblewrap_is_bad_input(tmp_path: Path) -> None:
 def test_an_interpreter_that_is_not_there_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such interpreter"):
         Sandbox(SandboxLimits(python=tmp_path / "python"))
+
+
+def test_no_attack_gets_out_and_the_sandbox_goes_on(sandbox: Sandbox) -> None:
+    assert len(ATTACKS) >= 9
+    assert escapes(sandbox) == {}
 
 
 SPOKEN = [("bash", "echo $((6 * 7))", "if then"), ("perl", "print 6 * 7, qq(\\n);", "if (")]

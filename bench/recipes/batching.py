@@ -28,7 +28,7 @@ from posttrain.settings.judges import NoJudge
 from posttrain.settings.plan import Sampling
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.resources import Resources
-from posttrain.settings.stages import SynthesizeStage
+from posttrain.settings.stages import HookStage
 from posttrain.steps.output import Inputs, Output
 from posttrain.workspace import Workspace
 
@@ -54,7 +54,7 @@ def by_rows(rows: int, live: int) -> tuple[float, int]:
         (second,) = handle.generate(question(number, first or "0"), max_tokens=MAX_TOKENS)
         return [first, second]
 
-    stage = SynthesizeStage(
+    stage = HookStage(
         round=1,
         seed=0,
         sampling=Sampling(),

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 from bench.machine import command, write_result
-from posttrain.sandbox import Program, Sandbox, _find_python
+from bench.recipes.attacks import ATTACKS, escapes
+from posttrain.sandbox import Program, Sandbox, SandboxLimits, find_python
+from posttrain.sandbox.bubblewrap import ENVIRONMENT
 
 
 def main() -> None:
@@ -18,13 +20,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", type=int, default=400)
     options = parser.parse_args()
-    sandbox, python = Sandbox(), _find_python(None)
+    sandbox, python = Sandbox(), find_python(None)
     bare, boxed = [], []
-    for number in range(60):
+    for number in range(100):
         source = f"print({number})"
         begun = time.perf_counter()
+        # Inside there are no packages whose start-up files the interpreter would read; `site`
+        # without them is all that is left of its own start.
+        bare_source = f"import site; {source}"
         subprocess.run(
-            [python, "-s", "-P", "-B", "-X", "utf8", "-c", source], check=True, capture_output=True
+            [python, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", bare_source],
+            check=True,
+            capture_output=True,
+            env=ENVIRONMENT | {"LD_LIBRARY_PATH": ""},
         )
         bare.append(time.perf_counter() - begun)
         begun = time.perf_counter()
@@ -48,6 +56,8 @@ def main() -> None:
                 milliseconds["sandbox"] - milliseconds["bare interpreter"], 1
             ),
             "programs a second": round(options.programs / seconds, 1),
+            "attacks": len(ATTACKS),
+            "escapes": escapes(Sandbox(SandboxLimits(seconds=1))),
         },
     )
 

@@ -38,17 +38,36 @@ class Abandoned(BaseException):
     """Raised in a row's thread once its time is over; `except Exception` lets it through."""
 
 
+class _Shared:
+    """What the one who gathers shares with the rows' threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.quiet = threading.Condition(self.lock)
+        """Told when no row works any more. Rows wait each at a gate of its own: were all told of
+        everything, a thousand rows would wake each other a million times."""
+        self.working = 0
+        """Live rows that neither wait for an answer nor have ended."""
+
+    def rest(self) -> None:
+        """A row works no more; called with the lock held."""
+        self.working -= 1
+        if not self.working:
+            self.quiet.notify()
+
+
 @dataclass(eq=False)
 class Row:
     """A row at work, as its own thread and the one that gathers see it."""
 
     row_id: str
-    _changed: threading.Condition
+    _shared: _Shared
     question: tuple[str, Any] | None = None
     """Kind and content, while it waits for an answer."""
     ended: bool = False
     since: float | None = None
     """When its own code went on; None while it waits for others."""
+    _gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     _reply: Any = None
     _error: Exception | None = None
     value: Any = None
@@ -62,14 +81,15 @@ class Row:
         Raises:
             BadInput: this question cannot be answered.
         """
-        with self._changed:
-            self.question, self.since = (kind, content), None
-            self._changed.notify_all()
-            while self.question is not None:
-                self._changed.wait()
+        with self._shared.lock:
             if self.abandoned:
                 raise Abandoned
-            error, self._error = self._error, None
+            self.question, self.since = (kind, content), None
+            self._shared.rest()
+        self._gate.acquire()
+        if self.abandoned:
+            raise Abandoned
+        error, self._error = self._error, None
         if error is not None:
             raise error
         return self._reply
@@ -77,21 +97,44 @@ class Row:
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
         """Time in the block is not the hook's own."""
-        with self._changed:
+        with self._shared.lock:
             self.since = None
         try:
             yield
         finally:
-            with self._changed:
+            with self._shared.lock:
                 self.since = time.monotonic()
                 if self.abandoned:
                     raise Abandoned
 
     def reply(self, answer: Any, error: Exception | None = None) -> None:
-        """Let the row go on; called by the one who gathers, who holds the lock."""
-        self._reply, self._error = answer, error
-        self.question, self.since = None, time.monotonic()
-        self._changed.notify_all()
+        """Let the row go on; called by the one who gathers."""
+        with self._shared.lock:
+            self._reply, self._error = answer, error
+            self.question, self.since = None, time.monotonic()
+            self._shared.working += 1
+        self._gate.release()
+
+    def end(self, value: Any, problem: str) -> None:
+        """Leave the value behind; called by the row's own thread."""
+        with self._shared.lock:
+            self.ended = True
+            if not self.abandoned:
+                self.value, self.problem = value, problem
+                self._shared.rest()
+
+    def abandon(self) -> None:
+        """End the row's thread as soon as it runs Python code; the lock is held."""
+        if self.question is None and not self.ended:
+            self._shared.rest()
+        self.abandoned = True
+        self.question = None
+        self._gate.release()
+        assert self.thread is not None
+        if self.thread.is_alive() and self.thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self.thread.ident), ctypes.py_object(Abandoned)
+            )
 
 
 @dataclass
@@ -100,7 +143,7 @@ class _Gathering(Generic[ResultT]):
     answers: Mapping[str, Answer]
     live: int
     seconds: float
-    changed: threading.Condition = field(default_factory=threading.Condition)
+    shared: _Shared = field(default_factory=_Shared)
     active: list[Row] = field(default_factory=list)
     begun: int = 0
 
@@ -126,15 +169,18 @@ class _Gathering(Generic[ResultT]):
                 if self.active and not (ended and self.begun < len(self.tasks)):
                     self._answer()
         finally:
-            for row in self.active:
-                self._abandon(row)
+            with self.shared.lock:
+                for row in self.active:
+                    row.abandon()
 
     def _begin(self) -> Row:
         row_id, work = self.tasks[self.begun]
-        row = Row(row_id, self.changed, since=time.monotonic())
+        row = Row(row_id, self.shared, since=time.monotonic())
         row.thread = threading.Thread(target=self._work, args=(row, work), daemon=True)
         self.active.append(row)
         self.begun += 1
+        with self.shared.lock:
+            self.shared.working += 1
         row.thread.start()
         return row
 
@@ -147,71 +193,58 @@ class _Gathering(Generic[ResultT]):
         # Whatever a user's hook raises is that row's fate, and told as such.
         except BaseException as error:
             problem = _last_line(error)
-        with self.changed:
-            if not row.abandoned:
-                row.value, row.problem = value, problem
-            row.ended = True
-            self.changed.notify_all()
+        row.end(value, problem)
 
     def _wait(self) -> None:
         """Until no live row works; those whose time is over are let go."""
-        with self.changed:
-            while True:
+        with self.shared.lock:
+            while self.shared.working:
                 now = time.monotonic()
-                left = [
-                    row.since + self.seconds - now
-                    for row in self.active
-                    if not row.ended and row.question is None and row.since is not None
-                ]
-                working = [row for row in self.active if not row.ended and row.question is None]
-                if not working:
-                    return
-                for row in working:
-                    if row.since is not None and now > row.since + self.seconds:
+                left = None
+                for row in self.active:
+                    if row.ended or row.question is not None or row.since is None:
+                        continue
+                    rest = row.since + self.seconds - now
+                    if rest < 0:
                         row.problem = f"time limit: {self.seconds:g} s of its own"
-                        self._abandon(row)
+                        row.abandon()
                         row.ended = True
-                self.changed.wait(max(0.01, min(left)) if left else None)
-
-    def _abandon(self, row: Row) -> None:
-        """End a row's thread as soon as it runs Python code."""
-        row.abandoned = True
-        with self.changed:
-            row.question = None
-            self.changed.notify_all()
-        assert row.thread is not None
-        if row.thread.is_alive() and row.thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(row.thread.ident), ctypes.py_object(Abandoned)
-            )
+                    else:
+                        left = rest if left is None else min(left, rest)
+                if self.shared.working:
+                    # A row that is elsewhere now may be back before anybody is told.
+                    self.shared.quiet.wait(self.seconds if left is None else max(0.01, left))
 
     def _answer(self) -> None:
-        """Give every waiting row its answer, kind by kind."""
-        waiting = sorted(self.active, key=lambda row: row.row_id)
-        for kind in sorted({row.question[0] for row in waiting if row.question is not None}):
-            rows = [row for row in waiting if row.question is not None and row.question[0] == kind]
-            contents = [row.question[1] for row in rows if row.question is not None]
-            try:
-                replies, error = self.answers[kind](contents), None
-            except BadInput as raised:
-                if len(rows) > 1:
-                    self._one_by_one(rows, self.answers[kind])
-                    continue
-                replies, error = [None], raised
-            with self.changed:
-                for row, reply in zip(rows, replies, strict=True):
-                    row.reply(reply, error)
+        """Give every waiting row its answer, kind by kind.
 
-    def _one_by_one(self, rows: Sequence[Row], answer: Answer) -> None:
-        """One question may spoil a batch: only its own row hears of it."""
-        for row in rows:
+        Who waits is settled before the first answer: a row that goes on may ask again at once.
+        """
+        groups: dict[str, list[tuple[Row, Any]]] = {}
+        for row in sorted(self.active, key=lambda row: row.row_id):
             assert row.question is not None
+            groups.setdefault(row.question[0], []).append((row, row.question[1]))
+        for kind, asked in sorted(groups.items()):
             try:
-                (reply,), error = answer([row.question[1]]), None
+                replies = self.answers[kind]([content for _, content in asked])
             except BadInput as raised:
-                reply, error = None, raised
-            with self.changed:
-                row.reply(reply, error)
+                if len(asked) > 1:
+                    self._one_by_one(asked, self.answers[kind])
+                else:
+                    asked[0][0].reply(None, raised)
+                continue
+            for (row, _), reply in zip(asked, replies, strict=True):
+                row.reply(reply)
+
+    def _one_by_one(self, asked: Sequence[tuple[Row, Any]], answer: Answer) -> None:
+        """One question may spoil a batch: only its own row hears of it."""
+        for row, content in asked:
+            try:
+                (reply,) = answer([content])
+            except BadInput as raised:
+                row.reply(None, raised)
+            else:
+                row.reply(reply)
 
 
 def gather(

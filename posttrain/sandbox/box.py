@@ -88,10 +88,11 @@ class Sandbox:
 
         Args:
             programs: what to run.
-            workers: programs at one time; None is the number of cores this process may use.
+            workers: programs at one time; None is twice the number of cores this process may use,
+                since a program that starts or ends waits for the kernel.
         """
         distinct = list(dict.fromkeys(programs))
-        with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(workers or 2 * len(os.sched_getaffinity(0))) as pool:
             results = dict(zip(distinct, pool.map(lambda p: self.run(*p), distinct), strict=True))
         return [results[program] for program in programs]
 

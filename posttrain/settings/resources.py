@@ -46,7 +46,7 @@ class Resources(Settings):
     machine without an accelerator."""
     grace_seconds: Annotated[float, Field(ge=0)] = 60.0
     """What trainings have to write a checkpoint when SIGTERM asks for the machine."""
-    sandbox_workers: Annotated[int, Field(ge=1)] = 2
+    sandbox_workers: Annotated[int, Field(ge=1)] = 4
     sandbox: SandboxLimits = SandboxLimits()
     """What one model-written program may use."""
     min_free_gib: Annotated[float, Field(ge=0)] = 1.0
