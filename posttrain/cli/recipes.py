@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -106,5 +106,22 @@ def recipes_test(
     for step, rows in steps.items():
         typer.echo(f"{step}: {len(rows)}")
         for row in rows:
-            text = json.dumps({k: v for k, v in row.items() if k != "id"}, ensure_ascii=False)
-            typer.echo(f"  {row.get('id', '')} {text[:160]}{'…' if len(text) > 160 else ''}")
+            typer.echo(f"  {row.get('id', '')} {_shown(row)}".rstrip())
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """A row in a line: dialogs turn by turn, everything else as it stands; `--json` shows all."""
+    if "example" in row:
+        dialog, rest = row["example"]["messages"], {"source": row["example"].get("source")}
+    elif "prompt" in row:
+        dialog, rest = row["prompt"], {k: row[k] for k in ("level", "reference") if row.get(k)}
+    else:
+        dialog, rest = [], {key: value for key, value in row.items() if key != "id"}
+    turns = [turn["content"] or json.dumps(turn.get("tool_calls")) for turn in dialog]
+    words = [*map(_short, turns), _short(json.dumps(rest, ensure_ascii=False)) if rest else ""]
+    return " » ".join(word for word in words if word)
+
+
+def _short(text: str) -> str:
+    text = text.replace("\n", "⏎")
+    return f"{text[:160]}…" if len(text) > 160 else text
