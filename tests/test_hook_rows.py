@@ -295,7 +295,7 @@ def test_a_recipe_makes_and_mends_examples_in_a_round(folder: Path) -> None:
     told = manifest(folder, "round-1/synthesize")["metrics"]["synthesized"]["sums"]
     dropped = [row["reason"] for row in rows_of(folder, "round-1/synthesize", "dropped")]
     assert dropped.count("sums.synthesize: RuntimeError: this one breaks") == told["failed"] == 1
-    assert dropped.count("sums.synthesize: an example twice") == told["prompts"] - 1
+    assert dropped.count("sums.synthesize, an example twice") == told["prompts"] - 1
     assert len({row["id"] for row in made}) == len(made) == told["examples"]
 
     repaired = [r for r in rows_of(folder, "round-1/revise", "responses") if r.get("revisions")]
@@ -412,9 +412,12 @@ def test_seeds_are_read_rejects_are_counted_and_a_recipe_grades(folder: Path) ->
     for row in made:
         assert split_of([Message.model_validate(row["messages"][0])], 0.3, 0.3) == "train"
     reasons = [row["reason"] for row in rows_of(folder, "round-1/synthesize", "dropped")]
-    assert reasons.count("sums.synthesize: made nothing") == sum(n % 3 == 2 for n in numbers)
+    assert reasons.count("sums.synthesize, made nothing") == sum(n % 3 == 2 for n in numbers)
     (part,) = manifest(folder, "round-1/synthesize")["funnel"]
     assert part["rows_in"] - part["rows_out"] == len(reasons)
+    assert part["dropped"]["sums.synthesize, a multiple of three"] == sum(
+        n % 3 == 0 for n in numbers
+    )
 
     graded = rows_of(folder, "round-1/grade", "selected")
     sums = [row for row in graded if row["capability"] == "sums"]

@@ -78,17 +78,17 @@ class _Maker:
             reached += 1
             if outcome.problem or outcome.value is None:
                 self.failed += 1
-                self._drop(prompt.id, outcome.problem, prompt)
+                self._drop(prompt.id, f": {outcome.problem}", prompt)
                 continue
             before = len(made)
             for one in outcome.value:
                 self._take(one, prompt, made)
             self.fruitful += len(made) > before
             if not outcome.value:
-                self._drop(prompt.id, "made nothing", prompt)
+                self._drop(prompt.id, ", made nothing", prompt)
         for prompt in prompts[reached:]:
             self.failed += 1
-            self._drop(prompt.id, STOPPED, prompt)
+            self._drop(prompt.id, f": {STOPPED}", prompt)
         return list(made.values())
 
     def _take(
@@ -97,19 +97,19 @@ class _Maker:
         splits = self._settings.splits
         if isinstance(one, Rejected):
             self.rejected[one.reason] += 1
-            self._drop(prompt.id, one.reason, prompt, detail=one.detail)
+            # What stands before a colon is what the books count.
+            self._drop(prompt.id, f", {one.reason.replace(':', ',')}", prompt, detail=one.detail)
         elif one.id in made:
-            self._drop(one.id, "an example twice", prompt)
+            self._drop(one.id, ", an example twice", prompt)
         # What a model asks may be what a held-out prompt asks.
         elif split_of(one.messages, splits.dev, splits.test) != "train":
             self.rejected["held out"] += 1
-            self._drop(one.id, "held out", prompt)
+            self._drop(one.id, ", held out", prompt)
         else:
             made[one.id] = one.model_copy(update={"round": self._settings.round})
 
     def _drop(self, row_id: str, reason: str, prompt: Prompt, **more: Any) -> None:
-        told = f"{self._capability}.{HOOK}: {reason}"
-        self._out.drop(row_id, told, parents=[prompt.id], **more)
+        self._out.drop(row_id, f"{self._capability}.{HOOK}{reason}", parents=[prompt.id], **more)
 
 
 def _yielded(
