@@ -253,6 +253,8 @@ def test_other_languages_run_and_are_checked(
 
 def test_a_check_runs_nothing(sandbox: Sandbox) -> None:
     assert sandbox.run("raise SystemExit(3)", check=True).ok
+    long = sandbox.run("x = [1, 2, 3]\n" * 20_000, check=True)
+    assert long.ok and not long.stdout
     result = sandbox.run("def f(:\n", check=True)
     assert not result.ok and "SyntaxError" in result.stderr
 

@@ -30,7 +30,9 @@ LANGUAGES = {
     "javascript": Language("node", check=("--check",), suffix=".js", reserves=True),
     "perl": Language("perl", check=("-c",)),
     "php": Language("php", check=("-l",)),
-    "python": Language("", check=("-m", "ast"), suffix=".py"),
+    "python": Language(
+        "", check=("-c", "import ast, sys; ast.parse(open(sys.argv[1]).read())"), suffix=".py"
+    ),
     "ruby": Language("ruby", check=("-c",)),
 }
 """Python is the interpreter that posttrain runs with, or `sandbox.python`; the others are those on
