@@ -3,7 +3,7 @@
 Knows how the base that ships with the package was made; one call makes it again. Knows nothing of
 rounds: it is the stand-in for a pre-trained checkpoint.
 
-    python rounds/tiny/make_base.py --out rounds/tiny/base --tokens 10000000 --seed 7 --threads 1
+    python rounds/tiny/make_base.py --out rounds/tiny/base --tokens 12000000 --seed 7 --threads 1
 """
 
 import argparse
@@ -241,7 +241,7 @@ def main() -> None:
     """Read the command line and make the base, the simulated people's examples, or both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "base")
-    parser.add_argument("--tokens", type=int, default=10_000_000)
+    parser.add_argument("--tokens", type=int, default=12_000_000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-only", action="store_true", help="write data/human.jsonl only")
