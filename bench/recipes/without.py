@@ -1,12 +1,13 @@
 """What each recipe is worth in the tiny world: its capability with and without it, same seed.
 
-Without a recipe means: no response is sampled, repaired or made for its capability; people's rows
-and judgments of it stay. Runs that are finished in the workspace are gone on from.
+Without a recipe means: it has no share in the mix, and no response is sampled, repaired or made for
+its capability; people's judgments of it stay. Runs that are in the workspace are gone on from.
 
     python -m bench.recipes.without --seed 0 --workspace /tmp/recipes
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from bench.machine import write_result
 from posttrain.comparison import answers, difference
 from posttrain.controller import Run
 from posttrain.tables import read_json
-from posttrain.workspace import Workspace
+from posttrain.workspace import Workspace, load_plan
 
 HOOKS = "[prompts, verify, evaluate]"
 
@@ -55,7 +56,11 @@ def finished(workspace: Path, seed: int, rounds: int, recipe: str) -> Run:
     own = [f"seed={seed}"]
     if recipe:
         name += f"-without-{recipe}"
+        mix = dict(load_plan(Workspace(workspace.resolve()), "tiny").mix)
+        rest = 1 - mix[recipe]
+        shares = {one: 0.0 if one == recipe else share / rest for one, share in mix.items()}
         own += [f"recipes.{recipe}.k=0", f"recipes.{recipe}.hooks={HOOKS}"]
+        own += [f"mix={json.dumps(shares)}"]
     words = ["--plan", "tiny", "--run", name, *(word for one in own for word in ("--set", one))]
     for number in range(1, rounds + 1):
         command = [sys.executable, "-m", "posttrain", "round", str(number), *words]
