@@ -1,0 +1,1 @@
+"""A round's collection: who judges which pair, and what they said, durable before it is told."""

@@ -1,0 +1,260 @@
+"""A collection's store: who gets which task, what is taken and refused, and that nothing is lost.
+
+pytest tests/test_annotate_store.py
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from posttrain.annotate.store import LONGEST_EDIT, Answer, Refused, Store
+from posttrain.errors import BadInput
+from posttrain.rows import Message, Strength, Task
+
+BETTER = Answer("first", Strength.BETTER)
+
+
+def task(number: int, times: int = 1) -> Task:
+    return Task.model_validate(
+        {
+            "id": f"t{number:04}",
+            "prompt": [Message(role="user", content=f"{number}?")],
+            "a": [Message(role="assistant", content=f"a{number}")],
+            "b": [Message(role="assistant", content=f"b{number}")],
+            "model_a": "x",
+            "model_b": "y",
+            "capability": "math",
+            "batch": "round-2",
+            "times": times,
+        }
+    )
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def collection(folder: Path, num: int = 6, times: int = 1, names: str = "ana ben") -> Store:
+    store = Store(folder / "round.sqlite", clock=Clock())
+    store.publish([task(number, times) for number in range(num)])
+    for name in names.split():
+        store.add_annotator(name)
+    return store
+
+
+def judge_all(store: Store, name: str, answer: Answer = BETTER) -> list[str]:
+    done = []
+    while (offered := store.next_task(name)) is not None:
+        store.submit(name, offered.task.id, answer)
+        done.append(offered.task.id)
+    return done
+
+
+def test_tasks_come_in_order_and_nobody_gets_anothers(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    first, second = store.next_task("ana"), store.next_task("ben")
+    assert first is not None and second is not None
+    assert (first.task.id, second.task.id) == ("t0000", "t0001")
+    # A page that is loaded again shows the same task, the same way around.
+    assert store.next_task("ana") == first
+    ana, ben = judge_all(store, "ana"), judge_all(store, "ben")
+    assert sorted(ana + ben) == [f"t{n:04}" for n in range(6)]
+    assert store.progress("ana") == (6, 6, len(ana))
+
+
+def test_a_task_that_is_judged_twice_goes_to_two_people(tmp_path: Path) -> None:
+    store = collection(tmp_path, num=4, times=2, names="ana ben cem")
+    assert len(judge_all(store, "ana")) == 4
+    rest = judge_all(store, "ben") + judge_all(store, "cem")
+    assert sorted(rest) == [f"t{n:04}" for n in range(4)]
+    assert Counter(one.task for one in store.judgments()) == {f"t{n:04}": 2 for n in range(4)}
+
+
+def test_a_task_left_open_returns(tmp_path: Path) -> None:
+    clock = Clock()
+    store = Store(tmp_path / "round.sqlite", lease_seconds=60, clock=clock)
+    store.publish([task(0)])
+    for name in ("ana", "ben"):
+        store.add_annotator(name)
+    assert store.next_task("ana") is not None
+    assert store.next_task("ben") is None
+    clock.now += 61
+    assert store.next_task("ben") is not None
+    with pytest.raises(Refused, match="not given to you, or it was too long ago"):
+        store.submit("ana", "t0000", BETTER)
+    store.submit("ben", "t0000", BETTER)
+
+
+def test_both_sides_are_shown_first_equally_often_to_each(tmp_path: Path) -> None:
+    store = collection(tmp_path, num=61, times=2)
+    for name in ("ana", "ben"):
+        judge_all(store, name)
+        sides = Counter(
+            (one.model_extra or {})["first"] for one in store.judgments() if one.annotator == name
+        )
+        assert abs(sides["a"] - sides["b"]) <= 1
+    chosen = Counter(one.choice for one in store.judgments())
+    assert chosen["a"] and chosen["b"]
+
+
+def test_a_judgment_is_stated_by_the_responses_and_not_their_places(tmp_path: Path) -> None:
+    store = collection(tmp_path, num=20, names="ana")
+    for _ in range(20):
+        offered = store.next_task("ana")
+        assert offered is not None
+        edit = f"better {offered.first}"
+        made = store.submit("ana", offered.task.id, Answer("first", Strength.BETTER, edit, "why"))
+        assert made.choice == offered.first and made.reason == "why"
+        assert made.edited is not None and made.edited[0].content == edit
+    assert {(one.model_extra or {})["first"] == one.choice for one in store.judgments()} == {True}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer("first"), "strength belongs to choice a or b"),
+        (Answer("tie", Strength.BETTER), "strength belongs to choice a or b"),
+        (Answer("skip"), "say why you skip"),
+        (Answer("first", Strength.BETTER, " "), "the edit is empty"),
+        (Answer("first", Strength.BETTER, "x" * (LONGEST_EDIT + 1)), "the edit has more than"),
+        (Answer("skip", reason="x" * 3000), "the reason has more than"),
+    ],
+)
+def test_what_is_no_judgment_is_refused_and_changes_nothing(
+    tmp_path: Path, answer: Answer, reason: str
+) -> None:
+    store = collection(tmp_path)
+    offered = store.next_task("ana")
+    assert offered is not None
+    with pytest.raises(Refused, match=reason):
+        store.submit("ana", offered.task.id, answer)
+    other = offered.task.b if offered.first == "a" else offered.task.a
+    with pytest.raises(Refused, match="equals the response that was not chosen"):
+        store.submit("ana", offered.task.id, Answer("first", Strength.BETTER, other[0].content))
+    assert store.judgments() == [] and store.next_task("ana") == offered
+
+
+def test_an_unknown_task_a_foreign_annotator_and_a_closed_round_are_refused(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    offered = store.next_task("ana")
+    assert offered is not None
+    with pytest.raises(Refused, match="no task t9"):
+        store.submit("ana", "t9", BETTER)
+    with pytest.raises(Refused, match="not given to you"):
+        store.submit("ben", offered.task.id, BETTER)
+    with pytest.raises(Refused, match="no annotator eve"):
+        store.submit("eve", offered.task.id, BETTER)
+    store.close()
+    assert store.closed
+    for refused in (
+        lambda: store.submit("ana", offered.task.id, BETTER),
+        lambda: store.next_task("ana"),
+        lambda: store.undo("ana"),
+    ):
+        with pytest.raises(Refused, match="closed"):
+            refused()
+    assert store.judgments() == []
+
+
+def test_the_same_judgment_twice_is_kept_once_and_another_is_refused(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    offered = store.next_task("ana")
+    assert offered is not None
+    made = store.submit("ana", offered.task.id, BETTER)
+    assert store.submit("ana", offered.task.id, BETTER) == made
+    with pytest.raises(Refused, match="undo that first"):
+        store.submit("ana", offered.task.id, Answer("tie"))
+    assert store.judgments() == [made] and store.progress() == (6, 1, 0)
+
+
+def test_undo_opens_the_task_again_the_same_way_around(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    offered = store.next_task("ana")
+    assert offered is not None
+    store.submit("ana", offered.task.id, BETTER)
+    after = store.next_task("ana")
+    assert after is not None and after.task.id != offered.task.id
+    assert store.undo("ana") == offered.task.id
+    assert store.judgments() == []
+    assert store.next_task("ana") == offered
+    store.submit("ana", offered.task.id, Answer("tie"))
+    assert [one.choice for one in store.judgments()] == ["tie"]
+    assert store.next_task("ana") == after
+    assert store.undo("ben") is None
+
+
+def test_tokens_are_personal_and_cannot_be_read_from_the_file(tmp_path: Path) -> None:
+    store = collection(tmp_path, names="ana")
+    token = store.add_annotator("ben")
+    assert len(token) >= 32 and store.annotator_of(token) == "ben"
+    assert store.annotator_of(token + "x") is None
+    renewed = store.add_annotator("ben")
+    assert store.annotator_of(token) is None and store.annotator_of(renewed) == "ben"
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("round.sqlite*"))
+    assert token.encode() not in stored and renewed.encode() not in stored
+    for name in ("", " ", "x" * 101):
+        with pytest.raises(BadInput, match="1 to 100 characters"):
+            store.add_annotator(name)
+
+
+def test_other_tasks_never_get_into_a_collection(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    store.publish([task(number) for number in range(6)])
+    with pytest.raises(BadInput, match="collection of other tasks"):
+        store.publish([task(7)])
+    assert Store(tmp_path / "round.sqlite").progress() == (6, 0, 0)
+
+
+def test_many_at_once_judge_each_task_once(tmp_path: Path) -> None:
+    names = [f"n{number}" for number in range(8)]
+    store = collection(tmp_path, num=60, names=" ".join(names))
+    threads = [threading.Thread(target=judge_all, args=(store, name)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Counter(one.task for one in store.judgments()) == {f"t{n:04}": 1 for n in range(60)}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from posttrain.annotate.store import Answer, Store
+from posttrain.rows import Strength
+store = Store(Path(sys.argv[1]))
+while (offered := store.next_task(sys.argv[2])) is not None:
+    store.submit(sys.argv[2], offered.task.id, Answer("first", Strength.BETTER))
+    print(offered.task.id, flush=True)
+"""
+
+
+def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path) -> None:
+    store = collection(tmp_path, num=400)
+    acknowledged: list[str] = []
+    for _ in range(3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path / "round.sqlite"), "ana"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(random.randint(5, 30)):
+            acknowledged.append(process.stdout.readline().strip())
+        os.kill(process.pid, signal.SIGKILL)
+        acknowledged += process.stdout.read().split()
+        process.wait()
+    kept = [one.task for one in store.judgments()]
+    assert len(set(kept)) == len(kept)
+    assert set(acknowledged) <= set(kept)
+    # At most the one judgment that was on its way at each kill was kept and not acknowledged.
+    assert len(kept) - len(acknowledged) <= 3
