@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.annotate.store import LONGEST_EDIT, Answer, Refused, Store
+from posttrain.annotate.answers import LONGEST_EDIT, Answer, Refused
+from posttrain.annotate.store import Store
 from posttrain.errors import BadInput
 from posttrain.rows import Message, Strength, Task
 
@@ -232,7 +233,8 @@ def test_many_at_once_judge_each_task_once(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from posttrain.annotate.store import Answer, Store
+from posttrain.annotate.answers import Answer
+from posttrain.annotate.store import Store
 from posttrain.rows import Strength
 store = Store(Path(sys.argv[1]))
 while (offered := store.next_task(sys.argv[2])) is not None:

@@ -16,22 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
+from posttrain.annotate.answers import Answer, Refused, Side, judgment_of, stated
 from posttrain.errors import BadInput
-from posttrain.rows import Judgment, Message, Strength, Task, content_id, stable_seed
-from posttrain.tables import complaint
+from posttrain.rows import Judgment, Message, Task, content_id, stable_seed
 
-Side = Literal["a", "b"]
-LONGEST_EDIT = 100_000
-"""Characters of an edited response, at most."""
-LONGEST_REASON = 2_000
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another one."""
 SCHEMA = """
@@ -57,21 +50,6 @@ create unique index if not exists one_each on judgment (task, annotator) where u
 create index if not exists by_annotator on judgment (annotator, number);
 """
 """`open` counts the judgments that a task still wants."""
-
-
-class Refused(BadInput):
-    """A judgment that is not taken; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an annotator says of a task, by the side that was shown first."""
-
-    choice: Literal["first", "second", "tie", "skip"]
-    strength: Strength | None = None
-    edited: str | None = None
-    """The chosen response as it should read; None leaves it as it is."""
-    reason: str = ""
 
 
 class Offered(NamedTuple):
@@ -218,9 +196,9 @@ class Store:
                 raise Refused("this task was not given to you, or it was too long ago")
             else:
                 first = lease[0]
-            judgment = _judgment(task, annotator, first, answer)
+            judgment = judgment_of(task, annotator, first, answer)
             if before is not None:
-                if _stated(_from_row(before)) != _stated(judgment):
+                if stated(_from_row(before)) != stated(judgment):
                     raise Refused("you have judged this task; undo that first")
                 return _from_row(before)
             edited = None if judgment.edited is None else judgment.edited[-1].content
@@ -343,44 +321,6 @@ def _task(db: sqlite3.Connection, task_id: str) -> Task:
     return Task.model_validate_json(row[0])
 
 
-def _judgment(task: Task, annotator: str, first: Side, answer: Answer) -> Judgment:
-    """The judgment that an answer states.
-
-    Raises:
-        Refused: it states none.
-    """
-    if answer.edited is not None and len(answer.edited) > LONGEST_EDIT:
-        raise Refused(f"the edit has more than {LONGEST_EDIT:,} characters")
-    if len(answer.reason) > LONGEST_REASON:
-        raise Refused(f"the reason has more than {LONGEST_REASON:,} characters")
-    second: Side = "b" if first == "a" else "a"
-    choice = {"first": first, "second": second}.get(answer.choice, answer.choice)
-    edited = None
-    if answer.edited is not None and choice in ("a", "b"):
-        chosen, rejected = (task.a, task.b) if choice == "a" else (task.b, task.a)
-        if not answer.edited.strip():
-            raise Refused("the edit is empty")
-        if answer.edited.strip() == rejected[-1].content.strip():
-            raise Refused("the edit equals the response that was not chosen")
-        if answer.edited.strip() != chosen[-1].content.strip():
-            edited = [*chosen[:-1], Message(role="assistant", content=answer.edited)]
-    if answer.choice == "skip" and not answer.reason.strip():
-        raise Refused("say why you skip this task")
-    try:
-        return Judgment(
-            id=f"{task.id}/{annotator}",
-            parents=(task.id,),
-            task=task.id,
-            choice=choice,
-            strength=answer.strength,
-            edited=None if edited is None else tuple(edited),
-            annotator=annotator,
-            reason=answer.reason,
-        )
-    except ValidationError as error:
-        raise Refused(complaint(error)) from error
-
-
 def _from_row(row: Sequence[Any]) -> Judgment:
     """A judgment as a row of the export, with when it was made and how long it took."""
     _, task, annotator, choice, strength, edited, reason, first, opened, at, _ = row
@@ -400,10 +340,3 @@ def _from_row(row: Sequence[Any]) -> Judgment:
             "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
         }
     )
-
-
-def _stated(judgment: Judgment) -> dict[str, Any]:
-    """What two submissions of one judgment have in common."""
-    told = judgment.model_dump(include={"choice", "strength", "reason"}, mode="json")
-    edited = None if judgment.edited is None else judgment.edited[-1].content
-    return {**told, "edited": edited}

@@ -1,0 +1,80 @@
+"""What an annotator says of a task, and what makes it a judgment or a refusal.
+
+Knows sides and edits; knows no file and no page.
+
+    judgment_of(task, "ana", "b", Answer("first", Strength.BETTER)).choice      # "b"
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from posttrain.errors import BadInput
+from posttrain.rows import Judgment, Message, Strength, Task
+from posttrain.tables import complaint
+
+Side = Literal["a", "b"]
+LONGEST_EDIT = 100_000
+"""Characters of an edited response, at most."""
+LONGEST_REASON = 2_000
+
+
+class Refused(BadInput):
+    """A judgment that is not taken; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an annotator says of a task, by the side that was shown first."""
+
+    choice: Literal["first", "second", "tie", "skip"]
+    strength: Strength | None = None
+    edited: str | None = None
+    """The chosen response as it should read; None leaves it as it is."""
+    reason: str = ""
+
+
+def judgment_of(task: Task, annotator: str, first: Side, answer: Answer) -> Judgment:
+    """The judgment that an answer states.
+
+    Raises:
+        Refused: it states none.
+    """
+    if answer.edited is not None and len(answer.edited) > LONGEST_EDIT:
+        raise Refused(f"the edit has more than {LONGEST_EDIT:,} characters")
+    if len(answer.reason) > LONGEST_REASON:
+        raise Refused(f"the reason has more than {LONGEST_REASON:,} characters")
+    second: Side = "b" if first == "a" else "a"
+    choice = {"first": first, "second": second}.get(answer.choice, answer.choice)
+    edited = None
+    if answer.edited is not None and choice in ("a", "b"):
+        chosen, rejected = (task.a, task.b) if choice == "a" else (task.b, task.a)
+        if not answer.edited.strip():
+            raise Refused("the edit is empty")
+        if answer.edited.strip() == rejected[-1].content.strip():
+            raise Refused("the edit equals the response that was not chosen")
+        if answer.edited.strip() != chosen[-1].content.strip():
+            edited = [*chosen[:-1], Message(role="assistant", content=answer.edited)]
+    if answer.choice == "skip" and not answer.reason.strip():
+        raise Refused("say why you skip this task")
+    try:
+        return Judgment(
+            id=f"{task.id}/{annotator}",
+            parents=(task.id,),
+            task=task.id,
+            choice=choice,
+            strength=answer.strength,
+            edited=None if edited is None else tuple(edited),
+            annotator=annotator,
+            reason=answer.reason,
+        )
+    except ValidationError as error:
+        raise Refused(complaint(error)) from error
+
+
+def stated(judgment: Judgment) -> dict[str, Any]:
+    """What two submissions of one judgment have in common."""
+    told = judgment.model_dump(include={"choice", "strength", "reason"}, mode="json")
+    edited = None if judgment.edited is None else judgment.edited[-1].content
+    return {**told, "edited": edited}
