@@ -147,7 +147,8 @@ class Store:
             counts = _counts(db, annotator)
             db.execute("delete from lease where opened < ?", (now - self._lease_seconds,))
             held = db.execute(
-                "select task, first from lease where annotator = ? order by opened desc, rowid desc",
+                "select task, first from lease where annotator = ? "
+                "order by opened desc, rowid desc",
                 (annotator,),
             ).fetchone()
             if held is not None:
