@@ -1,7 +1,9 @@
 """What each recipe is worth in the tiny world: its capability with and without it, same seed.
 
 Without a recipe means: it has no share in the mix, and no response is sampled, repaired or made for
-its capability; people's judgments of it stay. Runs that are in the workspace are gone on from.
+its capability; people's judgments of it stay. With `--groups 2` half of the recipes are off in one
+run and the others in another; without, there is a run for each. Runs that are in the workspace are
+gone on from.
 
     python -m bench.recipes.without --seed 0 --workspace /tmp/recipes
 """
@@ -27,22 +29,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--groups", type=int, help="Runs; else one for each recipe.")
     parser.add_argument("--workspace", type=Path, required=True)
     options = parser.parse_args()
     if not options.workspace.exists():
         init = [sys.executable, "-m", "posttrain", "init", str(options.workspace)]
         subprocess.run(init, check=True)
-    plain = finished(options.workspace, options.seed, options.rounds, "")
+    plain = finished(options.workspace, options.seed, options.rounds, ())
+    recipes = list(plain.plan.mix)
+    num = options.groups or len(recipes)
+    groups = [tuple(recipes[start::num]) for start in range(num)]
     rows: dict[str, Any] = {}
-    for recipe in plain.plan.mix:
-        without = finished(options.workspace, options.seed, options.rounds, recipe)
-        rows[recipe] = row(plain, without, recipe, options.rounds)
-        print(recipe, rows[recipe], flush=True)
+    for group in groups:
+        without = finished(options.workspace, options.seed, options.rounds, group)
+        for recipe in group:
+            rows[recipe] = row(plain, without, recipe, options.rounds)
+            print(recipe, rows[recipe], flush=True)
     write_result(
         Path(__file__).parent / "without.json",
         {
             "command": f"python -m bench.recipes.without --seed {options.seed} "
-            f"--rounds {options.rounds} --workspace DIR",
+            f"--rounds {options.rounds} --groups {num} --workspace DIR",
+            "off together": [list(group) for group in groups],
             "simulated": plain.plan.simulated,
             "rounds": options.rounds,
             "pass rate on test prompts of the capability": rows,
@@ -50,17 +58,18 @@ def main() -> None:
     )
 
 
-def finished(workspace: Path, seed: int, rounds: int, recipe: str) -> Run:
-    """The run with one recipe turned off, or with all of them, brought so far."""
+def finished(workspace: Path, seed: int, rounds: int, off: tuple[str, ...]) -> Run:
+    """The run with some recipes turned off, or with all of them on, brought so far."""
     name = f"tiny-seed-{seed}" if seed else "tiny"
     own = [f"seed={seed}"]
-    if recipe:
-        name += f"-without-{recipe}"
+    if off:
+        name += f"-without-{'-'.join(off)}"
         mix = dict(load_plan(Workspace(workspace.resolve()), "tiny").mix)
-        rest = 1 - mix[recipe]
-        shares = {one: 0.0 if one == recipe else share / rest for one, share in mix.items()}
-        own += [f"recipes.{recipe}.k=0", f"recipes.{recipe}.hooks={HOOKS}"]
+        rest = sum(share for one, share in mix.items() if one not in off)
+        shares = {one: 0.0 if one in off else share / rest for one, share in mix.items()}
         own += [f"mix={json.dumps(shares)}"]
+        for recipe in off:
+            own += [f"recipes.{recipe}.k=0", f"recipes.{recipe}.hooks={HOOKS}"]
     words = ["--plan", "tiny", "--run", name, *(word for one in own for word in ("--set", one))]
     for number in range(1, rounds + 1):
         command = [sys.executable, "-m", "posttrain", "round", str(number), *words]
