@@ -129,6 +129,10 @@ class Store:
             )
         return token
 
+    def annotators(self) -> list[str]:
+        """Everybody who has a link."""
+        return [str(row[0]) for row in self._db().execute("select id from annotator order by id")]
+
     def annotator_of(self, token: str) -> str | None:
         """Whose token it is."""
         row = self._db().execute("select id from annotator where token = ?", (_hashed(token),))

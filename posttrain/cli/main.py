@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from posttrain import __version__
-from posttrain.cli import data, models, reading, recipes, running, workspaces
+from posttrain.cli import annotate, data, models, reading, recipes, running, workspaces
 from posttrain.errors import Interrupted, PosttrainError, Preempted
 
 app = typer.Typer(
@@ -24,6 +24,11 @@ app = typer.Typer(
 )
 app.add_typer(
     recipes.recipes_app, name="recipes", help="Capability recipes: list, show, new, test."
+)
+app.add_typer(
+    annotate.annotate_app,
+    name="annotate",
+    help="People's judgments of a round's tasks: add, serve, status, close.",
 )
 for _commands in (workspaces, running, reading, models, data):
     _commands.register(app)

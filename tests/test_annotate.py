@@ -1,0 +1,123 @@
+"""A collection from the tasks that a round publishes to the preferences of the next one.
+
+pytest tests/test_annotate.py
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from http.cookiejar import CookieJar
+from pathlib import Path
+
+import pytest
+
+from posttrain.annotate.answers import Answer
+from posttrain.annotate.store import Store
+from posttrain.rows import Strength
+from tests.small_round import at, new_workspace, published
+
+
+RULES = "annotator.rules=rounds/tiny/people.py"
+SIMULATED = ["--set", "annotator.type=simulated", "--set", RULES]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose first round has published its tasks."""
+    made = new_workspace(tmp_path_factory.mktemp("annotate") / "ws")
+    assert at(made, "round", "1").code == 0
+    return made
+
+
+def test_a_round_waits_until_its_collection_is_closed(folder: Path) -> None:
+    waiting = at(folder, "round", "2")
+    assert waiting.code == 3, waiting.err
+    link = at(folder, "annotate", "add", "1", "ana").out.strip()
+    assert re.fullmatch(r"http://127\.0\.0\.1:8800/a/[\w-]{32}", link)
+    store = Store(folder / "annotations/small/round-1.sqlite")
+    tasks = (published(folder, "round-1/tasks") / "tasks.jsonl").read_text().splitlines()
+    told = json.loads(at(folder, "annotate", "status", "1", "--json").out)
+    assert told == {
+        "tasks": len(tasks),
+        "judgments": 0,
+        "wanted": len(tasks),
+        "closed": False,
+        "annotators": {"ana": 0},
+    }
+    while (offered := store.next_task("ana")) is not None:
+        store.submit("ana", offered.task.id, Answer("first", Strength.BETTER))
+    assert at(folder, "round", "2").code == 3
+    closed = at(folder, "annotate", "close", "1")
+    assert closed.code == 0 and closed.out.startswith(f"{len(tasks)} judgments in ")
+    # Again, as after a kill between the two: the same file.
+    file = folder / "annotations/small/round-1.jsonl"
+    before = file.read_bytes()
+    assert at(folder, "annotate", "close", "1").code == 0 and file.read_bytes() == before
+    row = json.loads(before.splitlines()[0])
+    assert row["annotator"] == "ana" and row["seconds"] >= 0 and row["at"].endswith("+00:00")
+    assert row["first"] == row["choice"]
+    ended = at(folder, "round", "2")
+    assert ended.code == 0, ended.err
+    judged = (published(folder, "round-2/preferences") / "judgments.jsonl").read_text()
+    assert {json.loads(line)["annotator"] for line in judged.splitlines()} == {"ana"}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["status", "2"], "round 2 publishes no tasks"),
+        (["status", "9"], "round 9 publishes no tasks"),
+        (["add", "1", " "], "1 to 100 characters"),
+        (
+            [
+                "status",
+                "1",
+                "--set",
+                "annotator.type=simulated",
+                "--set",
+                "annotator.rules=rounds/tiny/people.py",
+            ],
+            "people are asked where it is `file`",
+        ),
+        (["status", "1", "--run", "other"], "has not published its tasks yet"),
+    ],
+)
+def test_what_cannot_be_collected_is_told(folder: Path, words: list[str], reason: str) -> None:
+    ended = at(folder, "annotate", *words)
+    assert ended.code == 2 and reason in ended.one_line()
+
+
+def test_a_page_for_others_needs_links_first(folder: Path, tmp_path: Path) -> None:
+    (folder / "annotations" / "small" / "round-1.sqlite").rename(tmp_path / "kept")
+    ended = at(folder, "annotate", "serve", "1", "--host", "0.0.0.0")
+    assert ended.code == 2 and "nobody has a link yet" in ended.one_line()
+
+
+def test_the_server_answers_its_printed_link(folder: Path) -> None:
+    for old in (folder / "annotations" / "small").glob("round-1.sqlite*"):
+        old.unlink()
+    port = 8800 + os.getpid() % 1000
+    words = ["annotate", "serve", "1", "--plan", "small", "--port", str(port)]
+    command = [sys.executable, "-m", "posttrain", *words, "--workspace", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        link = process.stdout.readline().strip()
+        assert link.startswith(f"http://127.0.0.1:{port}/a/")
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                page = opener.open(link).read().decode()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert "Which response is better" in page and "me: 0 done" in page
+    finally:
+        process.terminate()
+        process.wait(20)
