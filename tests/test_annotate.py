@@ -20,7 +20,6 @@ from posttrain.annotate.store import Store
 from posttrain.rows import Strength
 from tests.small_round import at, new_workspace, published
 
-
 RULES = "annotator.rules=rounds/tiny/people.py"
 SIMULATED = ["--set", "annotator.type=simulated", "--set", RULES]
 
