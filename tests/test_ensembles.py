@@ -105,8 +105,8 @@ def test_members_are_read_only_by_an_ensemble(tmp_path: Path) -> None:
         name: planned(tmp_path, f"selection.ensemble={name}").steps["round-1/score"]
         for name in ("none", "mean", "lower")
     }
-    assert set(score_of["none"].inputs) == {"sample", "reward"}
-    members = {"sample", "member:rm-a", "member:rm-b"}
+    assert set(score_of["none"].inputs) == {"sample", "synthesize", "reward"}
+    members = {"sample", "synthesize", "member:rm-a", "member:rm-b"}
     assert set(score_of["mean"].inputs) == set(score_of["lower"].inputs) == members
     told = [score_of[name].settings for name in ("none", "mean", "lower")]
     assert [(one["ensemble"], one["penalty"]) for one in told] == [
