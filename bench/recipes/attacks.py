@@ -94,13 +94,24 @@ def escapes(sandbox: Sandbox) -> dict[str, str]:
 
 
 def left() -> list[str]:
-    """Processes of attacks that are still there."""
-    lines = []
+    """Programs of a sandbox that are there for longer than any other run's would be."""
+    lasting = _programs()
+    for _ in range(30):
+        if not lasting:
+            break
+        time.sleep(0.1)
+        now = _programs()
+        lasting = {pid: line for pid, line in lasting.items() if pid in now}
+    return list(lasting.values())
+
+
+def _programs() -> dict[str, str]:
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().decode(errors="replace")
         except OSError:
             continue
         if "/program.py" in line:
-            lines.append(line)
-    return lines
+            found[path.parent.name] = line
+    return found
