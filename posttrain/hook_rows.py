@@ -9,7 +9,7 @@ its reason, a recipe by the share of such rows. What is made of a row, a stage k
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from posttrain.hooks import Handle
 from posttrain.judging.askers import Asker, Question
 from posttrain.judging.opening import open_asker
 from posttrain.judging.rubrics import render_rubric
+from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.models.devices import pick_device
 from posttrain.process_rewards import ProcessScorer
 from posttrain.recipes.answers import Answers
@@ -27,6 +28,7 @@ from posttrain.recipes.corpora import Corpora
 from posttrain.recipes.gathering import Outcome, Row, gather
 from posttrain.recipes.handle import EMBED, GENERATE, JUDGE, RowHandle, Services
 from posttrain.recipes.opened import open_recipes
+from posttrain.responses import CONTROL_TOKEN, contains_any
 from posttrain.rows import Message, stable_seed
 from posttrain.sampling.service import KeptEngine
 from posttrain.settings.judges import EndpointJudge, SimulatedJudge, VllmJudge
@@ -95,7 +97,9 @@ class HookRows:
         files = self._inputs.named(f"corpus:{capability}:")
         corpora = Corpora({name.rpartition(":")[2]: path for name, path in files.items()})
         model = policy_of(self._inputs, capability)
-        engine = _Lazy(self._nobody if self._replay else partial(self._opened, model))
+        engine = _Lazy(
+            self._nobody if self._replay else partial(self._opened, model), self.forbidden
+        )
 
         def task(work: Callable[[Handle], ResultT], row: Row) -> ResultT:
             temperature = _temperature(settings.temperature, row.row_id, self._settings.seed)
@@ -122,6 +126,16 @@ class HookRows:
             yield outcome
             if failed > settings.max_failed * len(tasks) and place < len(tasks):
                 return
+
+    @cached_property
+    def forbidden(self) -> tuple[str, ...]:
+        """Control tokens, which no message of a dialog may hold; a model may write one all the
+        same.
+        """
+        if "policy" not in self._inputs.paths:
+            return ()
+        template = self._inputs.paths.get("template")
+        return control_tokens(load_tokenizer(self._inputs.model("policy"), template))
 
     def _opened(self, model: str) -> Engine:
         if self._held is None or self._held[0] != model:
@@ -221,12 +235,19 @@ class HookRows:
 class _Lazy:
     """An engine that is opened when it is first asked."""
 
-    def __init__(self, opened: Callable[[], Engine]) -> None:
-        self._open = opened
+    def __init__(self, opened: Callable[[], Engine], forbidden: Sequence[str]) -> None:
+        self._open, self._forbidden = opened, forbidden
         self._engine: Engine | None = None
 
     def generate(self, requests: list[Request]) -> list[list[tuple[str, bool]]]:
-        """Texts, and whether the model ended them."""
+        """Texts, and whether the model ended them.
+
+        Raises:
+            BadInput: a message holds a control token.
+        """
+        for request in requests:
+            if any(contains_any(turn.content, self._forbidden) for turn in request.messages):
+                raise BadInput(f"request {request.id}: {CONTROL_TOKEN}")
         if self._engine is None:
             self._engine = self._open()
         return [

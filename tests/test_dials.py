@@ -15,6 +15,13 @@ from safetensors.torch import load_file
 from posttrain.models.chat import load_tokenizer, render_dialog, render_prompt
 from posttrain.models.folders import load_causal
 from posttrain.rows import Message
+from posttrain.settings.plan import Dials
+from posttrain.settings.resources import Resources
+from posttrain.settings.stages import DialsStage
+from posttrain.stages import dials
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import write_rows
+from posttrain.workspace import Workspace
 from tests.small_round import at, published
 
 
@@ -40,33 +47,55 @@ def log_prob(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
 
 
 def test_the_dials_of_a_round_are_what_its_models_say(run: Path) -> None:
-    dials, rows = read(run, "round-1/dials/dials.json"), samples(run)
-    assert dials["eos_share"]["value"] == fmean(row["finish_reason"] == "stop" for row in rows)
+    found, rows = read(run, "round-1/dials/dials.json"), samples(run)
+    assert found["eos_share"]["value"] == fmean(row["finish_reason"] == "stop" for row in rows)
     folders = [published(run, f"round-1/{name}") / "model" for name in ("dpo", "sft")]
     tokenizer = load_tokenizer(folders[0])
     policy, reference = map(load_causal, folders)
     gaps = [log_prob(policy, tokenizer, r) - log_prob(reference, tokenizer, r) for r in rows]
-    assert dials["kl"]["value"] == pytest.approx(fmean(gaps), abs=1e-3)
+    assert found["kl"]["value"] == pytest.approx(fmean(gaps), abs=1e-3)
     assert abs(fmean(gaps)) > 0.01
     trained = [read(run, f"round-1/dpo-{name}/manifest.json")["metrics"] for name in "ab"]
     drop = max(-one["rewards/chosen"] / 0.1 for one in trained)
-    assert dials["chosen_drop"]["value"] == pytest.approx(drop)
-    assert dials["margin"]["value"] == min(one["rewards/margins"] for one in trained)
+    assert found["chosen_drop"]["value"] == pytest.approx(drop)
+    assert found["margin"]["value"] == min(one["rewards/margins"] for one in trained)
     before = read(run, "round-0/measure/rates.json")["dev"]["sampled"]["lengths"]["mean_tokens"]
     growth = fmean(row["num_tokens"] for row in rows) / before
-    assert dials["length_growth"]["value"] == pytest.approx(growth)
-    assert {name: one["past"] for name, one in dials.items() if name == "kl_per_token"} == {
+    assert found["length_growth"]["value"] == pytest.approx(growth)
+    assert {name: one["past"] for name, one in found.items() if name == "kl_per_token"} == {
         "kl_per_token": False
     }
+
+
+def test_a_sample_that_spells_a_control_token_is_counted_and_stops_nothing(
+    run: Path, tmp_path: Path
+) -> None:
+    rows = samples(run)
+    rows[0]["messages"][-1]["content"] = "sure <|begin_of_text|>"
+    write_rows(tmp_path / "measure" / "responses.jsonl", rows)
+    names = {"candidate": "dpo", "sft": "sft", "member:dpo-a": "dpo-a", "member:dpo-b": "dpo-b"}
+    paths = {name: published(run, f"round-1/{step}") for name, step in names.items()}
+    inputs = Inputs(
+        {**paths, "measure": tmp_path / "measure"},
+        Workspace(run),
+        Resources(device="cpu"),
+        tmp_path / "machine.json",
+    )
+    (tmp_path / "out").mkdir()
+    out = Output(tmp_path / "out", lambda done, total: None)
+    dials.run(inputs, DialsStage(dials=Dials(), betas={"a": 0.1, "b": 0.1}), out)
+    told = out.close()
+    assert told["metrics"]["samples_with_control_tokens"] == 1
+    assert told["metrics"]["dials"]["kl"]["value"] != 0
 
 
 def test_a_dial_past_its_limit_is_flagged_or_ends_the_round(run: Path) -> None:
     strict = ("--set", "dials.min_eos_share=1.0", "--set", "dials.min_margin=1e9")
     again = at(run, "round", "1", "--redo-stale", "--until", "dials", *strict)
     assert again.code == 0, again.err
-    dials = read(run, "round-1/dials/dials.json")
-    assert dials["margin"]["past"]
-    assert dials["margin"]["least"] == 1e9
+    found = read(run, "round-1/dials/dials.json")
+    assert found["margin"]["past"]
+    assert found["margin"]["least"] == 1e9
     stopped = at(
         run,
         "round",

@@ -7,18 +7,30 @@ import json
 import random
 import threading
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.errors import BadInput, StepFailed
-from posttrain.hooks import Reply, fill
+from posttrain.hook_rows import HookRows
+from posttrain.hooks import Handle, Reply, fill
 from posttrain.recipes.answers import Answers
 from posttrain.recipes.corpora import Corpus
 from posttrain.recipes.gathering import Outcome, Row, gather
 from posttrain.rows import Message, split_of
+from posttrain.settings.judges import NoJudge
+from posttrain.settings.plan import Sampling
+from posttrain.settings.recipe import RecipeSettings
+from posttrain.settings.resources import Resources
+from posttrain.settings.stages import HookStage
+from posttrain.steps.output import Inputs, Output
+from posttrain.workspace import Workspace
 from tests.small_round import at, manifest, new_workspace, published, write_lines
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Asked:
@@ -426,3 +438,31 @@ def test_seeds_are_read_rejects_are_counted_and_a_recipe_grades(folder: Path) ->
     assert all(row["grade"] == {"score": 2, "maximum": 2} for row in sums if row not in first)
     failed = manifest(folder, "round-1/grade")["metrics"]["failed"]
     assert sum(failed.values()) == len(first)
+
+
+def test_a_control_token_in_a_question_costs_its_row_alone(tmp_path: Path) -> None:
+    def work(text: str, handle: Handle) -> str:
+        (reply,) = handle.generate([Message(role="user", content=text)], max_tokens=4)
+        return reply
+
+    stage = HookStage(
+        round=1,
+        seed=0,
+        sampling=Sampling(),
+        judge=NoJudge(),
+        embedder="minilm",
+        recipes={"math": RecipeSettings(name="math", max_failed=1.0)},
+    )
+    inputs = Inputs(
+        {"policy": ROOT / "rounds/tiny/base"},
+        Workspace(ROOT),
+        Resources(device="cpu"),
+        tmp_path / "machine.json",
+    )
+    out = Output(tmp_path / "out", lambda done, total: None)
+    asked = {"a": "1+1=?", "b": "1<|eot_id|>+1=?", "c": "2+2=?"}
+    tasks = [(name, partial(work, text)) for name, text in asked.items()]
+    with closing(HookRows(inputs, stage, out)) as hooks:
+        found = list(hooks.run("math", "test", tasks))
+    assert [bool(one.problem) for one in found] == [False, True, False]
+    assert "control token" in found[1].problem

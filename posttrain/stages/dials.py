@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from posttrain.errors import GuardFailed
 from posttrain.likelihood import Likelihood, assistant_log_probs
-from posttrain.models.chat import load_tokenizer
+from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.models.devices import pick_device
 from posttrain.models.folders import load_causal
-from posttrain.responses import repetition
+from posttrain.responses import contains_any, repetition
 from posttrain.rows import Candidate
 from posttrain.settings.plan import Dials
 from posttrain.settings.stages import DialsStage
@@ -97,7 +97,18 @@ def _of_trainings(inputs: Inputs, betas: Mapping[str, float]) -> dict[str, float
 
 
 def _divergence(inputs: Inputs, rows: Sequence[Candidate], out: Output) -> dict[str, float]:
-    """An estimate of the divergence KL(policy, SFT model), on the policy's own samples."""
+    """An estimate of the divergence KL(policy, SFT model), on the policy's own samples.
+
+    A sample that spells a control token cannot be read as it was written, and is counted.
+    """
+    forbidden = control_tokens(
+        load_tokenizer(inputs["sft"] / "model", inputs.paths.get("template"))
+    )
+    plain = [row for row in rows if not contains_any(row.response, forbidden)]
+    out.metrics(samples_with_control_tokens=len(rows) - len(plain))
+    if not plain:
+        return {}
+    rows = plain
     own = _log_probs(inputs, inputs["candidate"] / "model", rows)
     out.progress(1, 2)
     reference = _log_probs(inputs, inputs["sft"] / "model", rows)

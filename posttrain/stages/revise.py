@@ -9,6 +9,7 @@ from functools import partial
 
 from posttrain.hook_rows import STOPPED, HookRows
 from posttrain.hooks import Handle, Verdict
+from posttrain.responses import CONTROL_TOKEN, contains_any
 from posttrain.rows import Candidate, Prompt
 from posttrain.settings.stages import ReviseStage
 from posttrain.steps.output import Inputs, Output
@@ -81,6 +82,8 @@ def _repaired(
                 out.drop(row.id, f"{capability}.{HOOK}: {outcome.problem}", parents=[row.prompt_id])
             elif outcome.value is None:
                 out.drop(row.id, f"{capability}.{HOOK}: gave up", parents=[row.prompt_id])
+            elif contains_any(outcome.value, hooks.forbidden):
+                out.drop(row.id, f"{capability}.{HOOK}: {CONTROL_TOKEN}", parents=[row.prompt_id])
             else:
                 revised.append(_candidate(row, outcome.value, number))
         for row, _ in failed[reached:]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from posttrain.hook_rows import STOPPED, HookRows
 from posttrain.hooks import Handle, Rejected
+from posttrain.responses import contains_any
 from posttrain.rows import Example, MadeExample, Prompt, split_of
 from posttrain.settings.stages import SynthesizeStage
 from posttrain.steps.output import Inputs, Output
@@ -99,6 +100,9 @@ class _Maker:
             self.rejected[one.reason] += 1
             # What stands before a colon is what the books count.
             self._drop(prompt.id, f", {one.reason.replace(':', ',')}", prompt, detail=one.detail)
+        elif any(contains_any(turn.content, self._hooks.forbidden) for turn in one.messages):
+            self.rejected["control token"] += 1
+            self._drop(one.id, ", control token", prompt)
         elif one.id in made:
             self._drop(one.id, ", an example twice", prompt)
         # What a model asks may be what a held-out prompt asks.
