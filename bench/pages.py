@@ -181,17 +181,24 @@ def table(seeds: list[list[dict[str, Any]]]) -> list[str]:
 def _draw(axes: Any, seeds: list[list[dict[str, Any]]], split: str) -> None:
     names = [row["name"] for row in seeds[0]]
     ticks = range(len(names))
+    values = {
+        mode: [[row[f"{split} {mode}"] for row in rounds] for rounds in seeds] for mode in COLOURS
+    }
+    means = {
+        mode: [fmean(column) for column in zip(*own, strict=True)] for mode, own in values.items()
+    }
     for mode, colour in COLOURS.items():
-        values = [[row[f"{split} {mode}"] for row in rounds] for rounds in seeds]
-        for one in values:
+        for one in values[mode]:
             axes.plot(ticks, one, color=colour, linewidth=0.8, alpha=0.45)
-        mean = [fmean(column) for column in zip(*values, strict=True)]
+        mean = means[mode]
         axes.plot(ticks, mean, color=colour, linewidth=2.2, marker="o", label=LABELS[mode])
+        others = [own for other, own in means.items() if other != mode]
         for place in (0, len(names) - 1):
+            below = mean[place] < min(own[place] for own in others)
             axes.annotate(
                 f"{100 * mean[place]:.0f} %",
                 (place, mean[place]),
-                xytext=(0, 7 if mode == "greedy" else -15),
+                xytext=(0, -15 if below else 7),
                 textcoords="offset points",
                 ha="center",
                 color=colour,
@@ -200,7 +207,7 @@ def _draw(axes: Any, seeds: list[list[dict[str, Any]]], split: str) -> None:
     axes.set_xticks(ticks, [SHORT.get(name, name.removeprefix("round ")) for name in names])
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_xlabel("model of round")
-    axes.set_ylim(0.2, 1.0)
+    axes.set_ylim(0.1, 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
