@@ -194,6 +194,17 @@ def fill(hooks_file: str, name: str, /, **variables: Any) -> str:
         ) from error
 
 
+def user_turn(handle: Handle, hooks_file: str, name: str, /, **variables: Any) -> Message:
+    """A template of the recipe as a user turn, in the dialect that its `options` name; see `ask`.
+
+    Raises:
+        BadInput: there is no such template, or it cannot be filled in.
+    """
+    dialect = handle.options.get("dialect")
+    text = fill(hooks_file, f"{dialect}/{name}" if dialect else name, **variables)
+    return Message(role="user", content=text)
+
+
 def ask(
     handle: Handle,
     hooks_file: str,
@@ -224,9 +235,7 @@ def ask(
     Raises:
         BadInput: there is no such template, or it cannot be filled in.
     """
-    dialect = handle.options.get("dialect")
-    text = fill(hooks_file, f"{dialect}/{name}" if dialect else name, **variables)
-    turn = Message(role="user", content=text)
+    turn = user_turn(handle, hooks_file, name, **variables)
     return handle.generate(
         [*before, turn], n=n, temperature=temperature, max_tokens=max_tokens, choices=choices
     )

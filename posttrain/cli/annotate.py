@@ -1,11 +1,11 @@
 """Commands about people's judgments: annotate add, serve, status, close."""
 
 from collections import Counter
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from posttrain.annotate.collection import is_local, open_collection
 from posttrain.cli.shared import (
     JsonOption,
     PlanOption,
@@ -38,7 +38,7 @@ def annotate_add(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Make somebody's personal link; an earlier one of the same name ends."""
-    collection = open_collection(open_run(workspace, plan, overrides, run), number)
+    collection = _opened(workspace, plan, overrides, run, number)
     typer.echo(f"http://{host}:{port}/a/{collection.store.add_annotator(name)}")
 
 
@@ -56,10 +56,9 @@ def annotate_serve(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Serve the page on which a round's tasks are judged."""
-    found = open_run(workspace, plan, overrides, run)
-    collection = open_collection(found, number, 60 * minutes)
+    collection = _opened(workspace, plan, overrides, run, number, 60 * minutes)
     names = collection.store.annotators()
-    if not names and not is_local(host):
+    if not names and not call("posttrain.annotate.collection:is_local", host):
         raise BadInput(
             f"--host {host}: others can reach this page, and nobody has a link yet; make links "
             f"first: posttrain annotate add {number} NAME --host {host}"
@@ -86,7 +85,7 @@ def annotate_status(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Say how far a round's collection is, and who did how much."""
-    collection = open_collection(open_run(workspace, plan, overrides, run), number)
+    collection = _opened(workspace, plan, overrides, run, number)
     progress = collection.store.progress()
     mine = Counter(one.annotator for one in collection.store.judgments())
     told = {
@@ -114,5 +113,18 @@ def annotate_close(
     workspace: WorkspaceOption = None,
 ) -> None:
     """End a round's collection and hand its judgments to the next round."""
-    collection = open_collection(open_run(workspace, plan, overrides, run), number)
+    collection = _opened(workspace, plan, overrides, run, number)
     typer.echo(f"{collection.close()} judgments in {collection.answers}")
+
+
+def _opened(
+    workspace: Path | None,
+    plan: str | None,
+    overrides: list[str] | None,
+    run: str | None,
+    number: int,
+    *lease_seconds: float,
+) -> Any:
+    """A round's collection, whose code is loaded by these commands alone."""
+    found = open_run(workspace, plan, overrides, run)
+    return call("posttrain.annotate.collection:open_collection", found, number, *lease_seconds)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from posttrain.hooks import Handle, PromptRequest, Rejected, Verdict, ask, fill
+from posttrain.hooks import Handle, PromptRequest, Rejected, Verdict, ask, user_turn
 from posttrain.ladders import measures, needed
 from posttrain.rows import Candidate, Example, Message, Prompt
 
@@ -77,7 +77,7 @@ def _solved(snippet: str, handle: Handle) -> Solved | Rejected:
     tests = extract_tests(listed)
     if not tests:
         return Rejected("no tests", listed)
-    opening = Message(role="user", content=_text(handle, "solution", problem=problem))
+    opening = user_turn(handle, __file__, "solution", problem=problem)
     how = "first_try"
     for left in range(int(handle.options.get("repairs", 3)), -1, -1):
         wrong = fault(code, tests, handle)
@@ -105,9 +105,10 @@ def _solved(snippet: str, handle: Handle) -> Solved | Rejected:
 
 def _polished(solved: Solved, opening: Message, handle: Handle) -> Solved | Rejected:
     """The solution as the judge gives it both points; hard ones are revised, not dropped."""
-    for left in range(int(handle.options.get("polish", 0)), -1, -1):
-        if not handle.options.get("polish"):
-            return solved
+    revisions = int(handle.options.get("polish", 0))
+    if not revisions:
+        return solved
+    for left in range(revisions, -1, -1):
         variables = {"problem": solved.problem, "response": solved.said}
         grade = handle.judge("code_style", variables)
         if grade is None or grade.score == grade.maximum:
@@ -194,11 +195,6 @@ def evaluate(
         return not extract_code(response, FUNCTION)
 
     return measures(candidates, prompts, {"no_code_share": no_code})
-
-
-def _text(handle: Handle, name: str, **variables: object) -> str:
-    dialect = handle.options.get("dialect")
-    return fill(__file__, f"{dialect}/{name}" if dialect else name, **variables)
 
 
 def _example(asked: str, said: str, how: str) -> Example:
