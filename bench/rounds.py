@@ -20,12 +20,12 @@ from typing import Any
 
 from bench.kill import processes
 from bench.machine import write_result
-from posttrain.annotation import people_from, simulate
 from posttrain.comparison import answers, difference, levels
 from posttrain.controller import Run
+from posttrain.judgments.simulated import people_from, simulate
 from posttrain.recipes import StepHandle, open_recipes, verify_all
 from posttrain.rows import Candidate, Prompt, Task
-from posttrain.settings.plan import SimulatedAnnotator
+from posttrain.settings.annotation import SimulatedAnnotator
 from posttrain.tables import json_lines, load_rows, read_json
 from posttrain.workspace import Workspace, load_functions, load_recipe_settings
 

@@ -8,12 +8,12 @@ Loads templates, hooks, rules and headers of weights; never a model.
 import shutil
 
 from posttrain import sandbox
-from posttrain.annotation import people_from
 from posttrain.controller import Run
 from posttrain.curation.filters import check_filters
 from posttrain.embedding import embedder_folder
 from posttrain.errors import BadInput
 from posttrain.judging import simulated
+from posttrain.judgments.simulated import people_from
 from posttrain.models.chat import control_tokens, load_tokenizer, render_dialog
 from posttrain.models.files import context_length
 from posttrain.models.folders import check_model_folder
@@ -21,8 +21,8 @@ from posttrain.preference_rows import JudgedRow
 from posttrain.recipes import open_recipes
 from posttrain.responses import steering_prompts
 from posttrain.rows import Example, Message, Prompt
+from posttrain.settings.annotation import SimulatedAnnotator
 from posttrain.settings.judges import SimulatedJudge, VllmJudge
-from posttrain.settings.plan import SimulatedAnnotator
 from posttrain.settings.sources import FileSource, Source
 from posttrain.tables import Table, read_table
 from posttrain.workspace import (

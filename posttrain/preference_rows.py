@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from posttrain.annotation import with_checked_edit
 from posttrain.errors import BadInput
+from posttrain.judgments.preferences import with_checked_edit
 from posttrain.rows import Message, Preference, Strength, content_id
 from posttrain.steps.output import Output
 from posttrain.tables import complaint, load_rows

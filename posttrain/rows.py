@@ -304,6 +304,11 @@ class Task(_Row):
     model_b: str
     capability: str
     batch: str
+    times: Annotated[int, Field(ge=1)] | None = None
+    """Annotators that judge it; None is one."""
+    gold: Literal["a", "b"] | None = None
+    """The response that is known to be better: the task checks annotators, and makes no
+    preference."""
 
     @model_validator(mode="after")
     def _two_models(self) -> Self:
@@ -321,6 +326,21 @@ class Judgment(_Row):
     edited: Messages | None = None
     annotator: str
     reason: str = ""
+    first: Literal["a", "b"] | None = None
+    """Which response was shown first (or on the left)."""
+    seconds: Annotated[float, Field(ge=0)] | None = None
+    """From seeing the task to the judgment."""
+    at: str | None = None
+    """When it was made, ISO 8601 with its offset."""
+
+    @property
+    def scale(self) -> int | None:
+        """−4 (a significantly better) to 4 (b significantly better), 0 a tie; None for a skip."""
+        if self.choice == "skip":
+            return None
+        if self.strength is None:
+            return 0
+        return (self.strength.level + 1) * (1 if self.choice == "b" else -1)
 
     @model_validator(mode="after")
     def _strength_when_chosen(self) -> Self:

@@ -97,6 +97,10 @@ class Verifier:
         seen = row.model_dump(mode="json", include={"messages", "tools", "finish_reason"})
         return content_id([self._about[prompt.capability], seen, prompt.to_json()])
 
+    def passed(self, pairs: Sequence[Pair]) -> list[bool]:
+        """Whether each response passes; one without a verifier does not."""
+        return [verdict is not None and verdict.passed for verdict in self.verify(pairs)]
+
 
 def verifier_of(inputs: Inputs, recipes: Mapping[str, RecipeSettings]) -> Verifier:
     """The verifiers of a step, with what all steps of its run remember."""

@@ -11,17 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.annotation import (
-    SimulatedPeople,
-    people_from,
-    preference_of,
-    simulate,
-    task_prompt,
-)
 from posttrain.errors import BadInput
-from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task, split_of
+from posttrain.judgments.preferences import preference_of
+from posttrain.judgments.simulated import SimulatedPeople, people_from, simulate, task_prompt
+from posttrain.rows import (
+    Candidate,
+    Judgment,
+    Message,
+    Preference,
+    Prompt,
+    Strength,
+    Task,
+    split_of,
+)
+from posttrain.settings.annotation import SimulatedAnnotator
 from posttrain.settings.pipeline import Decontaminate
-from posttrain.settings.plan import SimulatedAnnotator, Splits
+from posttrain.settings.plan import Splits
 from posttrain.settings.resources import Resources
 from posttrain.settings.stages import HumanStage
 from posttrain.stages.human import run
@@ -73,8 +78,8 @@ def contains_answer(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
 
 @pytest.mark.parametrize(("choice", "best"), [("a", "four"), ("b", "five")])
 def test_the_chosen_side_is_better(choice: str, best: str) -> None:
-    row = preference_of(task("four", "five"), judgment(choice))
-    assert row is not None
+    row = preference_of(task("four", "five"), [judgment(choice)])
+    assert isinstance(row, Preference)
     assert row.ranking()[0][-1].content == best
     assert row.strength is Strength.BETTER
     assert (row.capability, row.batch) == ("math", "round-2")
@@ -82,30 +87,31 @@ def test_the_chosen_side_is_better(choice: str, best: str) -> None:
 
 def test_a_preference_knows_its_judgment_its_task_and_its_prompt() -> None:
     answer = judgment("a")
-    row = preference_of(task("four", "five"), answer)
-    assert row is not None
+    row = preference_of(task("four", "five"), [answer])
+    assert isinstance(row, Preference)
     assert row.parents == (answer.id, "t0", "prompt0")
 
 
 @pytest.mark.parametrize("choice", ["tie", "skip"])
 def test_ties_and_skips_are_never_preferences(choice: str) -> None:
-    assert preference_of(task("four", "five"), judgment(choice)) is None
+    none = preference_of(task("four", "five"), [judgment(choice)])
+    assert none == f"{choice}: a judgment, no preference"
 
 
 def test_an_edit_ranks_first_and_an_edit_that_changes_nothing_is_none() -> None:
-    row = preference_of(task("four", "five"), judgment("a", edited=said("4")))
-    assert row is not None
+    row = preference_of(task("four", "five"), [judgment("a", edited=said("4"))])
+    assert isinstance(row, Preference)
     assert [side[-1].content for side in row.ranking()] == ["4", "four", "five"]
-    same = preference_of(task("four", "five"), judgment("a", edited=said("four")))
-    assert same is not None
+    same = preference_of(task("four", "five"), [judgment("a", edited=said("four"))])
+    assert isinstance(same, Preference)
     assert same.edited is None
 
 
 def test_an_answer_that_ranks_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="edited equals rejected"):
-        preference_of(task("four", "five"), judgment("a", edited=said("five")))
+        preference_of(task("four", "five"), [judgment("a", edited=said("five"))])
     with pytest.raises(ValueError, match="equal"):
-        preference_of(task("four", "four"), judgment("a"))
+        preference_of(task("four", "four"), [judgment("a")])
 
 
 def test_people_without_noise_prefer_what_they_see_is_right_then_what_is_plain() -> None:
@@ -152,9 +158,9 @@ def test_every_judgment_is_a_valid_ranking_or_refused(
     worse = texts["b" if choice == "a" else "a"]
     if a == b or (edited is not None and edited.strip() == worse.strip()):
         with pytest.raises(ValueError, match=r"equal"):
-            preference_of(task(a, b), answer)
+            preference_of(task(a, b), [answer])
         return
-    row = preference_of(task(a, b), answer)
+    row = preference_of(task(a, b), [answer])
     assert row is not None
     ranked = [side[-1].content for side in row.ranking()]
     assert ranked[-2:] == [texts[choice], worse]

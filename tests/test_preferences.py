@@ -12,8 +12,9 @@ from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.planning.rounds import plan_steps
 from posttrain.preference_rows import JudgedRow, strong_preferences
 from posttrain.rows import Preference, Strength, split_of
+from posttrain.settings.annotation import FileAnnotator
 from posttrain.settings.pipeline import Decontaminate
-from posttrain.settings.plan import FileAnnotator, Similarity, Splits
+from posttrain.settings.plan import Similarity, Splits
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.resources import Resources
 from posttrain.settings.stages import PreferencesStage

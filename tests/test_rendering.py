@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from posttrain.annotation import as_candidate, preference_of, task_prompt
 from posttrain.errors import GuardFailed
 from posttrain.generation import Sample
+from posttrain.judgments.preferences import preference_of
+from posttrain.judgments.simulated import as_candidate, task_prompt
 from posttrain.models.chat import control_tokens, load_tokenizer, render_dialog
 from posttrain.responses import Asked, Draw, candidates_of, plain_requests
-from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength
+from posttrain.rows import Candidate, Judgment, Message, Prompt, Strength, Task
 from posttrain.sampling.prompts import render_requests
 from posttrain.scoring import Dialog, RewardScorer
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.stages.curate import _scored
-from posttrain.stages.tasks import _task
 from posttrain.training.rankings import read
 from posttrain.training.tokens import dpo_tokens, reward_tokens, sft_tokens
 from tests.tiny_model import TEMPLATE, make_model, turn
@@ -77,9 +77,19 @@ def test_tools_are_the_same_tokens_in_sampling_and_training(base: Path) -> None:
     example = _scored(chosen, 1).example
     assert sft_tokens(tokenizer, [example], CONTEXT)[0][0]["input_ids"].tolist() == good
 
-    task = _task(asked().prompt, ("bad", "good red"), ("one", "two"), 1)
+    task = Task(
+        parents=(asked().prompt.id,),
+        prompt=asked().prompt.prompt,
+        a=(Message(role="assistant", content="bad"),),
+        b=(Message(role="assistant", content="good red"),),
+        tools=asked().prompt.tools,
+        model_a="one",
+        model_b="two",
+        capability="math",
+        batch="round-2",
+    )
     answer = Judgment(task=task.id, choice="b", strength=Strength.BETTER, annotator="x")
-    pair = preference_of(task, answer)
+    pair = preference_of(task, [answer])
     assert pair is not None
     rows = dpo_tokens(tokenizer, [pair], CONTEXT, True)[0]
     assert rows[0]["chosen_ids"].tolist() == good

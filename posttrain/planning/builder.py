@@ -37,7 +37,7 @@ from posttrain.workspace import (
 VERSIONS = {
     "prompts": 1,
     "human": 1,
-    "preferences": 3,
+    "preferences": 4,
     "reward": 2,
     "pretrain": 1,
     "sft": 2,
@@ -57,7 +57,8 @@ VERSIONS = {
     "measure_reward": 2,
     "dials": 1,
     "gate": 2,
-    "tasks": 2,
+    "tasks": 3,
+    "label": 1,
 }
 
 PREVIOUS = "previous"

@@ -11,16 +11,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import BadInput
 from posttrain.planning.builder import Builder
 from posttrain.planning.examples import curated, human_rows, max_context, rejection_sampled
+from posttrain.settings.annotation import FileAnnotator, JudgeAnnotator, SimulatedAnnotator
 from posttrain.settings.base import Settings
-from posttrain.settings.plan import Plan, SimulatedAnnotator
+from posttrain.settings.judges import NoJudge, SimulatedJudge, VllmJudge
+from posttrain.settings.plan import Plan
 from posttrain.settings.pretraining import Expert, PretrainSettings
 from posttrain.settings.sources import Source
 from posttrain.settings.stages import (
     DialsStage,
     DpoStage,
     GateStage,
+    LabelStage,
     MeasureRewardStage,
     PreferencesStage,
     PretrainStage,
@@ -185,9 +189,11 @@ def _preferences(b: Builder, number: int) -> None:
     files |= b.embedder() if embeds else {}
     if not given:
         inputs["tasks"] = b.steps[f"round-{number - 1}/tasks"]
+        label = b.steps.get(f"round-{number - 1}/label")
+        inputs |= {"labels": label} if label is not None else {}
         if isinstance(plan.annotator, SimulatedAnnotator):
             files |= {**_people(b), **b.hooks()}
-        else:
+        elif isinstance(plan.annotator, FileAnnotator):
             files["answers"] = b.workspace.answers(b.name, number - 1)
             awaited = frozenset({"answers"})
     settings = PreferencesStage(
@@ -293,7 +299,14 @@ def _tasks(
     plan, at = b.plan, f"round-{number}"
     tasks, variants = plan.tasks, {}
     files = {**b.base, **b.template, **b.sources(sources)}
-    inputs = {"policy": policy}
+    inputs = {"policy": policy, "measure": b.steps[f"{at}/measure"]}
+    if tasks.gold is not None:
+        files["gold"] = b.workspace.find(tasks.gold.path)
+    if "expert" in tasks.models and number:
+        files |= b.experts()
+        inputs |= b.trained_experts()
+        if not any(name.startswith("expert:") for name in (*files, *inputs)):
+            raise BadInput("tasks.models: 'expert' needs a recipe whose policy is an expert")
     if number == 0:
         tasks = tasks.model_copy(update={"models": ("previous",)})
         files["previous"] = b.base["base"]
@@ -319,6 +332,28 @@ def _tasks(
         settings,
         inputs={**inputs, **variants},
         choices=choices,
+        files=files,
+    )
+    _label(b, number)
+
+
+def _label(b: Builder, number: int) -> None:
+    """The step in which the judge answers the round's tasks, where the plan wants that."""
+    plan = b.plan
+    annotator, judge = plan.annotator, plan.judge
+    helper = annotator if isinstance(annotator, JudgeAnnotator) else annotator.judge
+    if helper is None or isinstance(judge, NoJudge):
+        return
+    if isinstance(judge, SimulatedJudge):
+        files = {"judge": b.workspace.find(judge.rules), **b.hooks()}
+    else:
+        files = {"rubric": b.workspace.find(f"data_quality/rubrics/{helper.rubric}.jinja")}
+        files |= {"judge": b.workspace.find(judge.model)} if isinstance(judge, VllmJudge) else {}
+    b.add(
+        f"round-{number}/label",
+        "label",
+        LabelStage(seed=plan.seed, judge=judge, recipes=b.recipes_with("hooks")),
+        inputs={"tasks": b.steps[f"round-{number}/tasks"]},
         files=files,
     )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.rows import Strength
+from posttrain.settings.annotation import Annotator, FileAnnotator, Share, Tasks
 from posttrain.settings.base import Settings
 from posttrain.settings.engines import (
     EngineSettings,
@@ -29,7 +30,6 @@ from posttrain.settings.training import (
     StageTraining,
 )
 
-Share = Annotated[float, Field(ge=0, le=1)]
 PlanName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$")
 ]
@@ -76,33 +76,6 @@ class Chat(Settings):
 
     template: str | None = None
     """A Jinja chat template with generation markers; None takes the base tokenizer's own."""
-
-
-class FileAnnotator(Settings):
-    """People: their answers come as a file; until it is there the round waits (exit code 3)."""
-
-    type: Literal["file"] = "file"
-    min_answered: Share = 1.0
-    """Share of the tasks that must be answered, skips and ties included, before a round goes on."""
-
-
-class SimulatedAnnotator(Settings):
-    """Simulated people, for tests and the tiny plan."""
-
-    type: Literal["simulated"]
-    rules: str
-    """A Python file with `utility` and `edit`."""
-    flip: Share | dict[Strength, Share] = 0.1
-    """Share of judgments that are turned around, of all or by strength: people err most where
-    responses are close. A strength that is not named is never turned around."""
-    edit: Share = 0.3
-    """Share of chosen responses that get an edit, where the rules offer one."""
-    strengths: tuple[float, float, float] = (0.05, 1.0, 5.0)
-    """Differences in utility from which a person says slightly better, better, significantly
-    better; below the first it is marginally better."""
-
-
-Annotator = Annotated[FileAnnotator | SimulatedAnnotator, Field(discriminator="type")]
 
 
 class Adaptive(Settings):
@@ -250,18 +223,6 @@ class Dials(Settings):
     """Dials that end the round past their limit, before the gate."""
 
 
-class Tasks(Settings):
-    """Preference tasks for the next round: two responses from two different models."""
-
-    models: Annotated[tuple[Literal["variants", "previous"], ...], Field(min_length=1)] = (
-        "variants",
-        "previous",
-    )
-    """Where the pair's models come from, prompt by prompt in turn: two DPO variants of this
-    round, or this round's policy beside the last one's."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-
-
 class Keep(Settings):
     """Which weights outlive their round; `posttrain gc` removes the others, not the manifests."""
 
@@ -348,6 +309,21 @@ class Plan(Settings):
                 f"selection.ensemble: {self.selection.ensemble!r} needs at least two "
                 "reward.variants"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_can_judge(self) -> Self:
+        strangers = sorted(set(self.tasks.mix) - set(self.mix))
+        if strangers:
+            raise ValueError(
+                f"tasks.mix: {strangers[0]} is not in mix, which has {sorted(self.mix)}"
+            )
+        annotator = self.annotator
+        judged = annotator.type == "judge" or annotator.judge is not None
+        if judged and isinstance(self.judge, NoJudge):
+            raise ValueError("annotator: a judge is to judge the tasks, but `judge` names none")
+        if annotator.type == "simulated" and annotator.people < 2 and self.tasks.twice:
+            raise ValueError("tasks.twice: two people are needed, annotator.people is 1")
         return self
 
     @model_validator(mode="after")

@@ -7,11 +7,11 @@ the plan and the recipes, so that a stage never reads the plan itself.
 from typing import Any
 
 from posttrain.rows import Strength
+from posttrain.settings.annotation import Annotator, Tasks
 from posttrain.settings.base import Settings
 from posttrain.settings.judges import Judge
 from posttrain.settings.pipeline import Decontaminate, Pipeline
 from posttrain.settings.plan import (
-    Annotator,
     Dials,
     Evaluation,
     Gate,
@@ -21,7 +21,6 @@ from posttrain.settings.plan import (
     Selection,
     Similarity,
     Splits,
-    Tasks,
 )
 from posttrain.settings.pretraining import PretrainSettings
 from posttrain.settings.recipe import RecipeSettings
@@ -252,6 +251,14 @@ class TasksStage(Settings):
     recipes: Recipes
 
 
+class LabelStage(Settings):
+    """A judge's verdicts on the round's tasks."""
+
+    seed: int
+    judge: Judge
+    recipes: Recipes
+
+
 _OF_VLLM = (
     "python",
     "tensor_parallel_size",
@@ -293,6 +300,10 @@ _PLAIN = frozenset(
         "selection.ensemble",
         "selection.penalty",
         "annotator.rules",
+        # Their content enters; the judge's verdicts are another step's.
+        "tasks.gold.path",
+        "annotator.rubric",
+        "annotator.judge.rubric",
         "judge.rules",
         "judge.engine.batch_size",
         *(f"judge.engine.{key}" for key in (*_OF_VLLM, *_OF_ENDPOINT)),

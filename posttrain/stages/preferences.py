@@ -10,20 +10,22 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from posttrain.annotation import people_from, preference_of, simulate
 from posttrain.curation.decontaminate import held_out_in, index_heldout
 from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, WaitingForPeople
+from posttrain.judgments.heeded import answered_share, heed
+from posttrain.judgments.preferences import preference_of
+from posttrain.judgments.simulated import people_from, simulate
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.preference_rows import JudgedRow
 from posttrain.prompt_sources import held_out_prompts
-from posttrain.recipes import StepHandle, open_recipes, verify_all
-from posttrain.rows import Candidate, Judgment, Preference, Prompt, Split, Task, split_of
-from posttrain.settings.plan import FileAnnotator, SimulatedAnnotator
+from posttrain.rows import Judgment, Preference, Split, Task, content_id, split_of
+from posttrain.settings.annotation import FileAnnotator, JudgeAnnotator
 from posttrain.settings.stages import PreferencesStage
 from posttrain.similarity import Distinct, Encode, Measure, by_cosine, by_edits, without_alike
 from posttrain.steps.output import Inputs, Output
-from posttrain.tables import complaint, load_rows, read_table
+from posttrain.tables import Table, complaint, load_rows, read_table
+from posttrain.verifying import verifier_of
 from posttrain.workspace import load_functions
 
 
@@ -37,6 +39,8 @@ class _Stated(NamedTuple):
     """Edits that change nothing."""
 
 
+CONFIDENCE = 0.95
+"""Coverage of the intervals of annotators' figures."""
 UNCHANGED = "edited equals chosen"
 """Why an edit is left out of its preference."""
 TOO_SIMILAR = "responses too similar"
@@ -99,25 +103,40 @@ def _of_files(inputs: Inputs, forbidden: Iterable[str], out: Output) -> _Stated:
 def _of_tasks(
     inputs: Inputs, settings: PreferencesStage, forbidden: Iterable[str], out: Output
 ) -> _Stated:
-    """What people's answers to the last round's tasks state."""
-    tasks = {task.id: task for task in load_rows(inputs["tasks"] / "tasks.jsonl", Task)}
-    judgments, malformed = _answers(inputs, settings, list(tasks.values()), forbidden, out)
-    out.write("judgments", judgments)
+    """What the answers to the last round's tasks state."""
+    tasks = load_rows(inputs["tasks"] / "tasks.jsonl", Task)
+    # The order in which people worked must not reach the training.
+    tasks.sort(key=lambda task: content_id(task.parents[0] if task.parents else task.id))
+    given = _answers(inputs, settings, tasks, forbidden, out)
+    labels = []
+    if "labels" in inputs.paths:
+        labels = load_rows(inputs["labels"] / "judgments.jsonl", Judgment)
+    heeded = heed(tasks, given.rows, labels, settings.annotator, CONFIDENCE)
+    out.write("judgments", heeded.judgments())
+    out.metrics(annotation=heeded.told)
+    for row_id, reason in heeded.dropped:
+        out.drop(row_id, reason)
     found: list[Preference] = []
     unchanged = 0
-    for judgment in judgments:
-        task = tasks[judgment.task]
-        try:
-            row = preference_of(task, judgment)
-        except ValueError as error:
-            out.drop(judgment.id, f"no ranking: {complaint(error)}", parents=[task.id])
+    for task in tasks:
+        judgments = heeded.by_task[task.id]
+        if not judgments:
             continue
-        if row is None:
-            out.drop(judgment.id, f"{judgment.choice}: a judgment, no preference")
-        else:
-            found.append(row)
-            unchanged += judgment.edited is not None and row.edited is None
-    return _Stated(found, len(judgments) + malformed, unchanged)
+        try:
+            row = preference_of(task, judgments)
+        except ValueError as error:
+            row = f"no ranking: {complaint(error)}"
+        if isinstance(row, str):
+            for one in judgments:
+                out.drop(one.id, row, parents=[task.id])
+            continue
+        found.append(row)
+        for one in judgments:
+            if one.id != row.parents[0]:
+                out.drop(one.id, "joined: with another judgment of its task", parents=[task.id])
+        unchanged += row.edited is None and any(o.edited and o.id in row.parents for o in judgments)
+    rows_in = len(heeded.judgments()) + len(heeded.dropped) + len(given.rejects)
+    return _Stated(found, rows_in, unchanged)
 
 
 def _reason_to_drop(row: Preference, known: set[str], settings: PreferencesStage) -> str | None:
@@ -157,19 +176,16 @@ def _answers(
     tasks: Sequence[Task],
     forbidden: Iterable[str],
     out: Output,
-) -> tuple[list[Judgment], int]:
-    """The judgments, and how many rows were read that are none."""
-    if not isinstance(settings.annotator, SimulatedAnnotator):
-        return _answers_of_people(inputs, settings.annotator, tasks, forbidden, out)
-    recipes = open_recipes(inputs.workspace, settings.recipes)
-    handle = StepHandle(inputs.resources.sandbox, settings.seed)
-
-    def verify(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
-        verdicts = verify_all(recipes, pairs, handle, inputs.resources.sandbox_workers)
-        return [verdict is not None and verdict.passed for verdict in verdicts]
-
-    people = people_from(load_functions(inputs["people"]), settings.annotator)
-    return simulate(tasks, people, verify, settings.seed), 0
+) -> Table[Judgment]:
+    """What people, or simulated ones, answered."""
+    annotator = settings.annotator
+    if isinstance(annotator, JudgeAnnotator):
+        return Table([], [])
+    if isinstance(annotator, FileAnnotator):
+        return _answers_of_people(inputs, annotator, tasks, forbidden, out)
+    people = people_from(load_functions(inputs["people"]), annotator)
+    verify = verifier_of(inputs, settings.recipes).passed
+    return Table(simulate(tasks, people, verify, settings.seed), [])
 
 
 def _answers_of_people(
@@ -178,7 +194,7 @@ def _answers_of_people(
     tasks: Sequence[Task],
     forbidden: Iterable[str],
     out: Output,
-) -> tuple[list[Judgment], int]:
+) -> Table[Judgment]:
     table = read_table(inputs["answers"], Judgment, forbidden)
     table.check_share(inputs.resources.reject_share)
     out.reject(table.rejects)
@@ -189,14 +205,13 @@ def _answers_of_people(
                 f"judgment {row.id} answers task {row.task}, which this run never published; do "
                 "the answers belong to another plan or round?"
             )
-    answered = {row.task for row in table.rows}
-    missing = [task.id for task in tasks if task.id not in answered]
-    if len(missing) > (1 - annotator.min_answered) * len(tasks):
+    share = answered_share(tasks, table.rows)
+    if share < annotator.min_answered:
+        answered = {row.task for row in table.rows}
+        missing = [task.id for task in tasks if task.id not in answered and task.gold is None]
         raise WaitingForPeople(
             f"{inputs['answers']} answers {len(tasks) - len(missing)} of {len(tasks)} tasks, "
-            f"annotator.min_answered asks for {annotator.min_answered:.0%}; the next without an "
-            f"answer is {missing[0]}"
+            f"{share:.0%} of the judgments that are wanted, annotator.min_answered asks for "
+            f"{annotator.min_answered:.0%}; the next without an answer is {(missing or ['-'])[0]}"
         )
-    for task_id in missing:
-        out.drop(task_id, "unanswered")
-    return table.rows, len(table.rejects) + len(missing)
+    return table

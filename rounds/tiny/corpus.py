@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from posttrain.hooks import PromptRequest
-from posttrain.rows import Example, Message, Prompt, split_of
+from posttrain.rows import Example, Message, Preference, Prompt, split_of
 
 DEV_SHARE = TEST_SHARE = 0.15
 FILLER, FILLER_SHARE = "sure! ", 0.4
@@ -152,6 +152,26 @@ def human_examples(world: World, num: int, seed: int) -> list[Example]:
             if capability != "steerability":
                 answer = _mannered(answer, FILLER_SHARE, rng)
             rows.append(_example(prompt, answer, "simulated people", f"human/{prompt.id}"))
+    return rows
+
+
+def gold_preferences(world: World, num: int, seed: int) -> list[Preference]:
+    """Pairs of which one is plainly better, to see whether somebody judges with care."""
+    pool = train_prompts(world, num, seed + 1, [1, 2])
+    rows = []
+    for capability in world:
+        for prompt in [p for p in pool if p.capability == capability][: num // len(world)]:
+            fields = {
+                "id": f"{prompt.id}/known",
+                "prompt": prompt.prompt,
+                "chosen": [Message(role="assistant", content=right_answer(world, prompt))],
+                "rejected": [Message(role="assistant", content="sure! hm, well\nenjoy!")],
+                "strength": "significantly better",
+                "capability": capability,
+                "reference": prompt.reference,
+                "level": prompt.level,
+            }
+            rows.append(Preference.model_validate(fields))
     return rows
 
 

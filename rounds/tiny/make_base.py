@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from corpus import dialogs, human_examples, load_world, texts
+from corpus import dialogs, gold_preferences, human_examples, load_world, texts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -210,6 +210,12 @@ def write_human(path: Path, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def write_gold(path: Path, seed: int) -> None:
+    """Tasks whose answer is known, as preferences in JSONL."""
+    rows = gold_preferences(load_world(HERE.parents[1]), 24, seed)
+    path.write_text("".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows))
+
+
 def write_texts(folder: Path, seed: int) -> None:
     """What recipes make questions and problems of, a file for each capability that does."""
     world = load_world(HERE.parents[1])
@@ -244,10 +250,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=12_000_000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data-only", action="store_true", help="write data/human.jsonl only")
+    parser.add_argument("--data-only", action="store_true", help="write data/ only")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     write_human(HERE / "data" / "human.jsonl", arguments.seed)
+    write_gold(HERE / "data" / "gold.jsonl", arguments.seed)
     write_texts(HERE / "data" / "texts", arguments.seed)
     if not arguments.data_only:
         make_base(arguments.out, arguments.tokens, arguments.seed)

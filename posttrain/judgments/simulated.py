@@ -1,7 +1,7 @@
-"""From answers to preferences, and the simulated people who answer in tests and the tiny plan.
+"""The simulated people who judge in tests and in the tiny plan.
 
-Knows tasks, judgments and how strengths are told from utilities. Real people's answers come as a
-file of judgments; both go through `preference_of`.
+Knows tasks and how strengths are told from utilities. What judgments state, `preferences` says,
+whoever made them.
 
     judgments = simulate(tasks, people, verify, seed=3)
 """
@@ -17,13 +17,12 @@ from posttrain.rows import (
     Judgment,
     Message,
     Messages,
-    Preference,
     Prompt,
     Strength,
     Task,
     stable_seed,
 )
-from posttrain.settings.plan import SimulatedAnnotator
+from posttrain.settings.annotation import SimulatedAnnotator
 
 Verify = Callable[[Sequence[tuple[Candidate, Prompt]]], Sequence[bool]]
 
@@ -84,21 +83,40 @@ def as_candidate(task: Task, side: str) -> Candidate:
 def simulate(
     tasks: Sequence[Task], people: SimulatedPeople, verify: Verify, seed: int
 ) -> list[Judgment]:
-    """Answers of simulated people; each depends on the task and the seed alone."""
+    """Answers of simulated people; each depends on the task, the person and the seed alone.
+
+    A task is judged by as many of them as it asks for, one with a known answer by all.
+    """
     pairs = [(as_candidate(t, side), task_prompt(t)) for t in tasks for side in ("a", "b")]
     passed = verify(pairs)
     return [
-        _judge(task, people, (passed[2 * i], passed[2 * i + 1]), seed)
+        _judge(task, people, (passed[2 * i], passed[2 * i + 1]), seed, turn)
         for i, task in enumerate(tasks)
+        for turn in range(_num_judges(task, people.noise.people))
     ]
 
 
-def _judge(task: Task, people: SimulatedPeople, passed: tuple[bool, bool], seed: int) -> Judgment:
-    prompt, rng = task_prompt(task), random.Random(stable_seed(seed, task.id))
+def _num_judges(task: Task, num_people: int) -> int:
+    return num_people if task.gold else min(task.times or 1, num_people)
+
+
+def _name(task: Task, num_people: int, turn: int) -> str:
+    """Who has the task's turn: the people share the tasks evenly."""
+    if num_people == 1:
+        return "simulated"
+    return f"simulated-{(stable_seed('who', task.id) + turn) % num_people + 1}"
+
+
+def _judge(
+    task: Task, people: SimulatedPeople, passed: tuple[bool, bool], seed: int, turn: int
+) -> Judgment:
+    prompt = task_prompt(task)
+    rng = random.Random(stable_seed(seed, task.id, *([turn] if turn else [])))
     texts = task.a[-1].content, task.b[-1].content
     likes = [people.utility(prompt, text, ok) for text, ok in zip(texts, passed, strict=True)]
     gap = likes[0] - likes[1]
-    base = {"task": task.id, "annotator": "simulated", "parents": (task.id,)}
+    name = _name(task, people.noise.people, turn)
+    base = {"task": task.id, "annotator": name, "parents": (task.id,)}
     if texts[0] == texts[1] or gap == 0:
         return Judgment(**base, choice="tie")
     strength = list(Strength)[sum(abs(gap) >= limit for limit in people.noise.strengths)]
@@ -114,60 +132,3 @@ def _judge(task: Task, people: SimulatedPeople, passed: tuple[bool, bool], seed:
 
 def _flip_share(noise: SimulatedAnnotator, strength: Strength) -> float:
     return noise.flip.get(strength, 0.0) if isinstance(noise.flip, dict) else noise.flip
-
-
-def preference_of(task: Task, judgment: Judgment) -> Preference | None:
-    """The preference a judgment states; None for ties and skips.
-
-    Raises:
-        ValueError: the ranking is none, e.g. an edit equal to the rejected response.
-    """
-    if judgment.choice in ("tie", "skip") or judgment.strength is None:
-        return None
-    chosen, rejected = (task.a, task.b) if judgment.choice == "a" else (task.b, task.a)
-    fields = {
-        "parents": (judgment.id, task.id, *task.parents),
-        "prompt": task.prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-        "edited": judgment.edited,
-        "tools": task.tools,
-        "strength": judgment.strength,
-        "capability": task.capability,
-        "batch": task.batch,
-    }
-    return Preference.model_validate(with_checked_edit(fields))
-
-
-def with_checked_edit(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a preference; `edited` is None where the edit equals the chosen response.
-
-    White space around a turn makes no edit. Values that are no messages are left for
-    `Preference` to refuse.
-
-    Raises:
-        ValueError: the edit is empty, or equals the rejected response.
-    """
-    edited = _bare(fields.get("edited"))
-    if edited is None:
-        return {**fields, "edited": None}
-    if not edited or (isinstance(edited, list) and not any(_says(turn) for turn in edited)):
-        raise ValueError("edited is empty")
-    if edited == _bare(fields.get("rejected")):
-        raise ValueError("edited equals rejected")
-    return {**fields, "edited": None if edited == _bare(fields.get("chosen")) else fields["edited"]}
-
-
-def _bare(value: Any) -> Any:
-    """Messages as plain values, without white space around them and without unset fields."""
-    if isinstance(value, Message):
-        value = value.to_json()
-    if isinstance(value, Mapping):
-        return {k: _bare(one) for k, one in value.items() if one is not None}
-    if isinstance(value, list | tuple):
-        return [_bare(one) for one in value]
-    return value.strip() if isinstance(value, str) else value
-
-
-def _says(turn: Any) -> bool:
-    return not isinstance(turn, Mapping) or bool(turn.get("content") or turn.get("tool_calls"))

@@ -1,0 +1,1 @@
+"""Judgments: who made them, what preferences they state, how well annotators agree."""
