@@ -189,7 +189,8 @@ def _ready(run: Run, step: Step, state: State) -> Identity:
     if state.kind == "waiting":
         raise WaitingForPeople(
             f"{step.address} waits {state.reasons[0]}: one judgment a line for the tasks in "
-            f"{run.folder.path(step.inputs['tasks']) / 'tasks.jsonl'}"
+            f"{run.folder.path(step.inputs['tasks']) / 'tasks.jsonl'}, or judge them on a page: "
+            f"posttrain annotate serve {step.round - 1}"
         )
     if state.kind == "stale":
         listed = "; ".join(state.reasons)

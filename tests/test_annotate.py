@@ -6,6 +6,7 @@ pytest tests/test_annotate.py
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,18 +19,38 @@ import pytest
 from posttrain.annotate.answers import Answer
 from posttrain.annotate.store import Store
 from posttrain.rows import Strength
-from tests.small_round import at, new_workspace, published
+from tests.small_round import at, manifest, new_workspace, published
 
 RULES = "annotator.rules=rounds/tiny/people.py"
 SIMULATED = ["--set", "annotator.type=simulated", "--set", RULES]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose first round has published its tasks."""
     made = new_workspace(tmp_path_factory.mktemp("annotate") / "ws")
     assert at(made, "round", "1").code == 0
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(untouched, tmp_path_factory.mktemp("annotate"))
+
+
+def copied(workspace: Path, to: Path) -> Path:
+    return Path(shutil.copytree(workspace, to / "ws"))
+
+
+def judge_some(folder: Path, num: int, name: str = "ana") -> Store:
+    """Somebody judges so many tasks on the page."""
+    at(folder, "annotate", "add", "1", name)
+    store = Store(folder / "annotations/small/round-1.sqlite")
+    for _ in range(num):
+        offered = store.next_task(name)
+        assert offered is not None
+        store.submit(name, offered.task.id, Answer("first", Strength.BETTER))
+    return store
 
 
 def test_a_round_waits_until_its_collection_is_closed(folder: Path) -> None:
@@ -45,11 +66,18 @@ def test_a_round_waits_until_its_collection_is_closed(folder: Path) -> None:
         "judgments": 0,
         "wanted": len(tasks),
         "closed": False,
-        "annotators": {"ana": 0},
+        "annotators": {},
+        "agreement": {"tasks": 0, "same": None, "alpha": {"side": None, "strength": None}},
+        "yet_to_begin": ["ana"],
     }
+    offered = store.next_task("ana")
+    assert offered is not None
+    store.submit("ana", offered.task.id, Answer("first", Strength.BETTER))
+    short = at(folder, "round", "2")
+    assert short.code == 3 and "annotator.min_answered asks for 100%" in short.one_line()
+    assert f"1 of {len(tasks)} judgments are in" in short.one_line()
     while (offered := store.next_task("ana")) is not None:
         store.submit("ana", offered.task.id, Answer("first", Strength.BETTER))
-    assert at(folder, "round", "2").code == 3
     closed = at(folder, "annotate", "close", "1")
     assert closed.code == 0 and closed.out.startswith(f"{len(tasks)} judgments in ")
     # Again, as after a kill between the two: the same file.
@@ -63,6 +91,40 @@ def test_a_round_waits_until_its_collection_is_closed(folder: Path) -> None:
     assert ended.code == 0, ended.err
     judged = (published(folder, "round-2/preferences") / "judgments.jsonl").read_text()
     assert {json.loads(line)["annotator"] for line in judged.splitlines()} == {"ana"}
+
+
+def test_the_minimum_of_the_plan_closes_a_collection(untouched: Path, tmp_path: Path) -> None:
+    folder = copied(untouched, tmp_path)
+    tasks = (published(folder, "round-1/tasks") / "tasks.jsonl").read_text().splitlines()
+    store = judge_some(folder, len(tasks) - 1)
+    words = ["--until", "preferences", "--set", "annotator.type=file", "--set"]
+    assert at(folder, "round", "2", *words, "annotator.min_answered=1.0").code == 3
+    assert not store.closed
+    ended = at(folder, "round", "2", *words, "annotator.min_answered=0.5")
+    assert ended.code == 0, ended.err
+    assert f"the collection of round 1 is closed: {len(tasks) - 1} judgments" in ended.out
+    assert store.closed
+    books = manifest(folder, "round-2/preferences")
+    assert books["funnel"][0]["dropped"]["unanswered"] == 1
+    assert books["funnel"][0]["rows_in"] == len(tasks)
+    assert books["metrics"]["annotation"]["annotators"]["ana"]["judgments"] == len(tasks) - 1
+
+
+def test_a_collection_that_somebody_closes_goes_on_with_what_there_is(
+    untouched: Path, tmp_path: Path
+) -> None:
+    folder = copied(untouched, tmp_path)
+    store = judge_some(folder, 2)
+    # Killed between closing and writing: the round writes what the store holds.
+    store.close()
+    ended = at(folder, "round", "2", "--until", "preferences")
+    assert ended.code == 0, ended.err
+    file = folder / "annotations/small/round-1.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["annotator"] for row in rows[:2]] == ["ana", "ana"]
+    assert {row["annotator"] for row in rows[2:]} == {"nobody"}
+    kept = published(folder, "round-2/preferences") / "judgments.jsonl"
+    assert len(kept.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

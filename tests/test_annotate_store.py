@@ -17,7 +17,7 @@ import pytest
 from posttrain.annotate.answers import LONGEST_EDIT, Answer, Refused
 from posttrain.annotate.store import Store
 from posttrain.errors import BadInput
-from posttrain.rows import Message, Strength, Task
+from posttrain.rows import Judgment, Message, Strength, Task
 
 BETTER = Answer("first", Strength.BETTER)
 
@@ -36,6 +36,10 @@ def task(number: int, times: int = 1) -> Task:
             "times": times,
         }
     )
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 class Clock:
@@ -73,7 +77,7 @@ def test_tasks_come_in_order_and_nobody_gets_anothers(tmp_path: Path) -> None:
     assert store.next_task("ana") == first
     ana, ben = judge_all(store, "ana"), judge_all(store, "ben")
     assert sorted(ana + ben) == [f"t{n:04}" for n in range(6)]
-    assert store.progress("ana") == (6, 6, len(ana))
+    assert store.progress("ana")[:3] == (6, 6, len(ana))
 
 
 def test_a_task_that_is_judged_twice_goes_to_two_people(tmp_path: Path) -> None:
@@ -103,9 +107,7 @@ def test_both_sides_are_shown_first_equally_often_to_each(tmp_path: Path) -> Non
     store = collection(tmp_path, num=61, times=2)
     for name in ("ana", "ben"):
         judge_all(store, name)
-        sides = Counter(
-            (one.model_extra or {})["first"] for one in store.judgments() if one.annotator == name
-        )
+        sides = Counter(one.first for one in store.judgments() if one.annotator == name)
         assert abs(sides["a"] - sides["b"]) <= 1
     chosen = Counter(one.choice for one in store.judgments())
     assert chosen["a"] and chosen["b"]
@@ -120,7 +122,7 @@ def test_a_judgment_is_stated_by_the_responses_and_not_their_places(tmp_path: Pa
         made = store.submit("ana", offered.task.id, Answer("first", Strength.BETTER, edit, "why"))
         assert made.choice == offered.first and made.reason == "why"
         assert made.edited is not None and made.edited[0].content == edit
-    assert {(one.model_extra or {})["first"] == one.choice for one in store.judgments()} == {True}
+    assert {one.first == one.choice for one in store.judgments()} == {True}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_the_same_judgment_twice_is_kept_once_and_another_is_refused(tmp_path: P
     assert store.submit("ana", offered.task.id, BETTER) == made
     with pytest.raises(Refused, match="undo that first"):
         store.submit("ana", offered.task.id, Answer("tie"))
-    assert store.judgments() == [made] and store.progress() == (6, 1, 0)
+    assert store.judgments() == [made] and store.progress()[:3] == (6, 1, 0)
 
 
 def test_undo_opens_the_task_again_the_same_way_around(tmp_path: Path) -> None:
@@ -216,7 +218,87 @@ def test_other_tasks_never_get_into_a_collection(tmp_path: Path) -> None:
     store.publish([task(number) for number in range(6)])
     with pytest.raises(BadInput, match="collection of other tasks"):
         store.publish([task(7)])
-    assert Store(tmp_path / "round.sqlite").progress() == (6, 0, 0)
+    assert Store(tmp_path / "round.sqlite").progress()[:3] == (6, 0, 0)
+
+
+def test_everybody_gets_the_tasks_whose_answer_is_known_among_the_others(tmp_path: Path) -> None:
+    store = Store(tmp_path / "round.sqlite")
+    known = [task(100 + n).model_copy(update={"gold": "ab"[n % 2]}) for n in range(5)]
+    store.publish([*(task(n) for n in range(80)), *known], gold_share=0.1)
+    for name in ("ana", "ben"):
+        store.add_annotator(name)
+    places = {}
+    for name in ("ana", "ben"):
+        done = []
+        while len(done) < 40:
+            offered = store.next_task(name)
+            assert offered is not None
+            store.submit(name, offered.task.id, BETTER)
+            done.append(offered.task.id)
+        places[name] = [place for place, one in enumerate(done) if one >= "t0100"]
+        # One in each block of ten.
+        assert [place // 10 for place in places[name]] == [0, 1, 2, 3]
+    assert places["ana"] != places["ben"]
+    progress = store.progress("ana")
+    assert (progress.judgments_wanted, progress.judged, progress.mine) == (80, 72, 40)
+    last = store.judgments()[-1]
+    store.undo("ben")
+    again = store.next_task("ben")
+    assert again is not None and again.task.id == last.task
+    # Once each, then the others alone.
+    rest = judge_all(store, "ana")
+    assert sum(one < "t0100" for one in rest) == 8 and len(rest) <= 9
+
+
+def test_agreement_is_counted_on_shared_tasks(tmp_path: Path) -> None:
+    store = collection(tmp_path, num=6, times=2)
+    for turn in range(6):
+        for name in ("ana", "ben"):
+            offered = store.next_task(name)
+            assert offered is not None
+            mine = "first" if offered.first == "a" else "second"
+            other = "second" if offered.first == "a" else "first"
+            choice = mine if name == "ana" or turn else other
+            answer = Answer("skip", reason="unsure") if turn == 5 and name == "ben" else None
+            store.submit(
+                name,
+                offered.task.id,
+                answer or Answer(choice, Strength.BETTER),  # type: ignore[arg-type]
+            )
+    assert (store.progress("ana").shared, store.progress("ana").agreed) == (5, 4)
+    store.undo("ana")
+    store.undo("ana")
+    assert (store.progress("ben").shared, store.progress("ben").agreed) == (4, 3)
+
+
+def test_judgments_made_elsewhere_are_taken_once(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    base = {"task": "t0001", "choice": "a", "strength": "better", "annotator": "cem"}
+    other = {"first": "b", "seconds": 12.5, "at": "2026-01-02T03:04:05.678+02:00"}
+    made = Judgment.model_validate({**base, **other, "edited": [said("even better")]})
+    wrong = [
+        {**base, "task": "t9999"},
+        {**base, "strength": "significantly better"},
+        {**base, "task": "t0002", "annotator": "nobody"},
+        {**base, "task": "t0002", "at": "yesterday"},
+        {**base, "task": "t0002", "edited": [said(" ")]},
+        {**base, "task": "t0002", "edited": [said("x" * 100_001)]},
+        {**base, "task": "t0002", "edited": [said("b2")]},
+    ]
+    told = store.take([made, *(Judgment.model_validate(one) for one in wrong), made])
+    assert told[0] is None and told[-1] is None
+    reasons = ("no task", "otherwise", "nobody", "isoformat", "empty", "100,000", "not chosen")
+    for got, expected in zip(told[1:-1], reasons, strict=True):
+        assert got is not None and expected in got
+    (kept,) = store.judgments()
+    assert (kept.first, kept.seconds, kept.at) == ("b", 12.5, "2026-01-02T01:04:05.678+00:00")
+    assert kept.edited is not None and kept.edited[0].content == "even better"
+    # Whoever made it has no link, and the task is done.
+    assert store.annotators() == ["ana", "ben"] and store.progress()[:2] == (6, 1)
+    assert "t0001" not in judge_all(store, "ana")
+    store.close()
+    with pytest.raises(Refused, match="closed"):
+        store.take([made])
 
 
 def test_many_at_once_judge_each_task_once(tmp_path: Path) -> None:

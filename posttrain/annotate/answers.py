@@ -41,36 +41,53 @@ def judgment_of(task: Task, annotator: str, first: Side, answer: Answer) -> Judg
     Raises:
         Refused: it states none.
     """
-    if answer.edited is not None and len(answer.edited) > LONGEST_EDIT:
-        raise Refused(f"the edit has more than {LONGEST_EDIT:,} characters")
-    if len(answer.reason) > LONGEST_REASON:
-        raise Refused(f"the reason has more than {LONGEST_REASON:,} characters")
     second: Side = "b" if first == "a" else "a"
     choice = {"first": first, "second": second}.get(answer.choice, answer.choice)
     edited = None
     if answer.edited is not None and choice in ("a", "b"):
-        chosen, rejected = (task.a, task.b) if choice == "a" else (task.b, task.a)
-        if not answer.edited.strip():
-            raise Refused("the edit is empty")
-        if answer.edited.strip() == rejected[-1].content.strip():
-            raise Refused("the edit equals the response that was not chosen")
-        if answer.edited.strip() != chosen[-1].content.strip():
-            edited = [*chosen[:-1], Message(role="assistant", content=answer.edited)]
+        chosen = task.a if choice == "a" else task.b
+        edited = (*chosen[:-1], Message(role="assistant", content=answer.edited))
     if answer.choice == "skip" and not answer.reason.strip():
         raise Refused("say why you skip this task")
     try:
-        return Judgment(
+        made = Judgment(
             id=f"{task.id}/{annotator}",
             parents=(task.id,),
             task=task.id,
             choice=choice,
             strength=answer.strength,
-            edited=None if edited is None else tuple(edited),
+            edited=edited,
             annotator=annotator,
             reason=answer.reason,
         )
     except ValidationError as error:
         raise Refused(complaint(error)) from error
+    return checked(task, made)
+
+
+def checked(task: Task, judgment: Judgment) -> Judgment:
+    """The judgment, without an edit that changes nothing.
+
+    Raises:
+        Refused: its edit or its reason is too long, or the edit ranks nothing.
+    """
+    if len(judgment.reason) > LONGEST_REASON:
+        raise Refused(f"the reason has more than {LONGEST_REASON:,} characters")
+    if judgment.edited is None:
+        return judgment
+    if judgment.choice not in ("a", "b"):
+        raise Refused("an edit belongs to a chosen response")
+    text = judgment.edited[-1].content
+    if len(text) > LONGEST_EDIT:
+        raise Refused(f"the edit has more than {LONGEST_EDIT:,} characters")
+    chosen, rejected = (task.a, task.b) if judgment.choice == "a" else (task.b, task.a)
+    if not text.strip():
+        raise Refused("the edit is empty")
+    if text.strip() == rejected[-1].content.strip():
+        raise Refused("the edit equals the response that was not chosen")
+    if text.strip() == chosen[-1].content.strip():
+        return judgment.model_copy(update={"edited": None})
+    return judgment
 
 
 def stated(judgment: Judgment) -> dict[str, Any]:

@@ -8,14 +8,20 @@ the first step of round N + 1 waits for.
     collection.close()          # writes annotations/PLAN/round-1.jsonl
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from posttrain.annotate.store import Store
 from posttrain.controller import Run
 from posttrain.errors import BadInput
-from posttrain.rows import Task
+from posttrain.judgments.heeded import NOBODY
+from posttrain.judgments.quality import CONFIDENCE, quality_of
+from posttrain.rows import Judgment, Task
+from posttrain.settings.annotation import FileAnnotator
+from posttrain.steps.step import Step
 from posttrain.tables import load_rows, write_rows
 
 
@@ -24,21 +30,70 @@ class Collection:
     """A round's tasks while they are judged."""
 
     title: str
+    number: int
+    """The round that published the tasks."""
     store: Store
     answers: Path
     """Where the next round looks for the judgments."""
     tasks: Sequence[Task]
+    min_answered: float
+    """Share of the wanted judgments with which the next round goes on."""
 
     def close(self) -> int:
         """End the collection and hand the judgments on; how many there are.
 
-        Nothing is taken from here on, so the file holds all that was. Killed in between, the same
-        command writes the file.
+        Nothing is taken from here on, so the file holds all that was, and for each task that lacks
+        judgments a row that says so. Killed in between, the same command writes the file.
         """
         self.store.close()
         judgments = self.store.judgments()
-        write_rows(self.answers, judgments)
+        write_rows(self.answers, [*judgments, *_lacking(self.tasks, judgments)])
         return len(judgments)
+
+    def status(self) -> dict[str, Any]:
+        """How far it is, who did how much and how well; for JSON."""
+        progress = self.store.progress()
+        told = quality_of(self.tasks, self.store.judgments(), CONFIDENCE)
+        unheard = [name for name in self.store.annotators() if name not in told["annotators"]]
+        return {
+            "tasks": sum(task.gold is None for task in self.tasks),
+            "judgments": progress.judged,
+            "wanted": progress.judgments_wanted,
+            "closed": self.store.closed,
+            **told,
+            "yet_to_begin": unheard,
+        }
+
+    def suffices(self) -> bool:
+        """Whether the plan's minimum is met."""
+        progress = self.store.progress()
+        return progress.judged >= self.min_answered * progress.judgments_wanted
+
+    def missing(self) -> str:
+        """What the next round waits for, in words."""
+        progress = self.store.progress()
+        return (
+            f"{progress.judged} of {progress.judgments_wanted} judgments are in, "
+            f"annotator.min_answered asks for {self.min_answered:.0%}; posttrain annotate close "
+            f"{self.number} goes on with what there is"
+        )
+
+
+def _lacking(tasks: Sequence[Task], judgments: Sequence[Judgment]) -> list[Judgment]:
+    """A row of nobody's for each task that got fewer judgments than it wanted."""
+    num = Counter(one.task for one in judgments)
+    return [
+        Judgment(
+            id=f"{task.id}/{NOBODY}",
+            parents=(task.id,),
+            task=task.id,
+            choice="skip",
+            annotator=NOBODY,
+            reason=f"{num[task.id]} of {task.times or 1} judgments when the collection was closed",
+        )
+        for task in tasks
+        if task.gold is None and num[task.id] < (task.times or 1)
+    ]
 
 
 def open_collection(run: Run, number: int, lease_seconds: float = 1800.0) -> Collection:
@@ -46,25 +101,57 @@ def open_collection(run: Run, number: int, lease_seconds: float = 1800.0) -> Col
 
     Raises:
         BadInput: the round has published none, nobody waits for them, or nobody is asked: the
-            plan's people are simulated.
+            plan's people are simulated, or its judge answers alone.
     """
     following = run.steps.get(f"round-{number + 1}/preferences")
     if following is None or f"round-{number}/tasks" not in run.steps:
         raise BadInput(f"round {number} publishes no tasks: no later round waits for judgments")
-    answers = following.files.get("answers")
-    if answers is None:
+    answers, annotator = following.files.get("answers"), run.plan.annotator
+    if answers is None or not isinstance(annotator, FileAnnotator):
         raise BadInput(
-            f"the tasks of round {number} are answered by annotator.type: "
-            f"{run.plan.annotator.type}; people are asked where it is `file`"
+            f"the tasks of round {number} are answered by annotator.type: {annotator.type}; "
+            "people are asked where it is `file`"
         )
     file = run.folder.root / f"round-{number}" / "tasks" / "tasks.jsonl"
     if not file.is_file():
         raise BadInput(f"round {number} has not published its tasks yet: {file} is missing")
     tasks = load_rows(file, Task)
-    store = Store(answers.with_suffix(".sqlite"), lease_seconds)
-    store.publish(tasks)
+    store = Store(_file_of(answers), lease_seconds)
+    gold = run.plan.tasks.gold
+    store.publish(tasks, gold.share if gold is not None else 0.0)
     title = f"{run.plan.title or run.name}, round {number}"
-    return Collection(title, store, answers, tasks)
+    return Collection(title, number, store, answers, tasks, annotator.min_answered)
+
+
+class Settled(NamedTuple):
+    """Collections that some steps wait for, each in a line."""
+
+    closed: list[str]
+    """Closed since they had enough judgments, or written out since they were closed before."""
+    still_open: list[str]
+    """What they lack."""
+
+
+def settle(run: Run, steps: Iterable[Step]) -> Settled:
+    """Close the collections that these steps wait for and that have enough judgments."""
+    told = Settled([], [])
+    for step in steps:
+        answers = step.files.get("answers")
+        if answers is None or answers.exists() or not _file_of(answers).is_file():
+            continue
+        number = step.round - 1
+        collection = open_collection(run, number)
+        if collection.store.closed or collection.suffices():
+            num = collection.close()
+            told.closed.append(f"the collection of round {number} is closed: {num} judgments")
+        else:
+            told.still_open.append(collection.missing())
+    return told
+
+
+def _file_of(answers: Path) -> Path:
+    """The collection whose judgments become a file of answers."""
+    return answers.with_suffix(".sqlite")
 
 
 def is_local(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The judgments of one round's collection, in an SQLite file (WAL, `synchronous=FULL`).
+"""The judgments of one round's collection: who gets which task, what is taken and what refused.
 
 One transaction a judgment, acknowledged only once it is on disk; a killed server loses nothing that
 was acknowledged. Knows tasks, annotators, who has which task open, and undo. Knows no page.
@@ -12,44 +12,25 @@ was acknowledged. Knows tasks, annotators, who has which task open, and undo. Kn
 import json
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from posttrain.annotate.answers import Answer, Refused, Side, judgment_of, stated
+from posttrain.annotate.answers import Answer, Refused, Side, checked, judgment_of, stated
+from posttrain.annotate.database import (
+    COLUMNS,
+    Database,
+    find_task,
+    insert_judgment,
+    judgment_from,
+    recount,
+)
 from posttrain.errors import BadInput
-from posttrain.rows import Judgment, Message, Task, content_id, stable_seed
-
-BUSY_SECONDS = 30.0
-"""How long a transaction waits for another one."""
-SCHEMA = """
-create table if not exists meta (key text primary key, value text not null) strict;
-create table if not exists task (
-  id text primary key, place integer not null, open integer not null, body text not null
-) strict;
-create index if not exists open_tasks on task (place) where open > 0;
-create table if not exists annotator (
-  id text primary key, token text not null unique, a_first integer not null default 0,
-  b_first integer not null default 0
-) strict;
-create table if not exists lease (
-  task text not null, annotator text not null, first text not null, opened real not null,
-  primary key (task, annotator)
-) strict;
-create table if not exists judgment (
-  number integer primary key, task text not null, annotator text not null, choice text not null,
-  strength text, edited text, reason text not null, first text not null, opened real not null,
-  at real not null, undone real
-) strict;
-create unique index if not exists one_each on judgment (task, annotator) where undone is null;
-create index if not exists by_annotator on judgment (annotator, number);
-"""
-"""`open` counts the judgments that a task still wants."""
+from posttrain.judgments.heeded import NOBODY
+from posttrain.rows import Judgment, Task, content_id, stable_seed
 
 
 class Offered(NamedTuple):
@@ -61,11 +42,16 @@ class Offered(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a collection is."""
+    """How far a collection is; tasks with a known answer are not among what is wanted."""
 
     judgments_wanted: int
     judged: int
     mine: int
+    """What one annotator did, tasks with a known answer among it."""
+    shared: int = 0
+    """Judgments of others on tasks that this annotator judged too, skips aside."""
+    agreed: int = 0
+    """How many of them chose the same side."""
 
 
 class Store:
@@ -81,35 +67,38 @@ class Store:
             lease_seconds: After which a task that somebody has open is offered to others.
             clock: Seconds since 1970.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._lease_seconds, self._clock = path, lease_seconds, clock
-        self._threads = threading.local()
-        with self._writing() as db:
-            for statement in SCHEMA.split(";"):
-                db.execute(statement)
+        self._file = Database(path)
+        self._lease_seconds, self._clock = lease_seconds, clock
 
-    def publish(self, tasks: Sequence[Task]) -> None:
+    def publish(self, tasks: Sequence[Task], gold_share: float = 0.0) -> None:
         """Put up the tasks in their order; the same ones twice change nothing.
 
-        A task with `times` wants as many judgments, each by somebody else.
+        A task with `times` wants as many judgments, each by somebody else; one with a known answer
+        goes to every annotator, `gold_share` of all that they get.
 
         Raises:
             BadInput: other tasks stand there already.
         """
         bodies = [json.dumps(task.to_json(), ensure_ascii=False) for task in tasks]
         content = content_id(bodies)
-        with self._writing() as db:
+        with self._file.writing() as db:
             known = db.execute("select value from meta where key = 'tasks'").fetchone()
             if known is not None:
                 if known[0] != content:
-                    raise BadInput(f"{self._path}: holds the collection of other tasks")
+                    raise BadInput(
+                        f"{self._file.path}: holds the collection of other tasks; move it away "
+                        "to begin anew"
+                    )
                 return
-            db.execute("insert into meta values ('tasks', ?)", (content,))
+            times = [0 if task.gold else task.times or 1 for task in tasks]
+            told = {"tasks": content, "wanted": str(sum(times)), "gold_share": str(gold_share)}
+            db.executemany("insert into meta values (?, ?)", told.items())
+            rows = zip(tasks, bodies, times, strict=True)
             db.executemany(
-                "insert into task values (?, ?, ?, ?)",
+                "insert into task values (?, ?, ?, ?, ?, ?)",
                 (
-                    (task.id, place, int((task.model_extra or {}).get("times", 1)), body)
-                    for place, (task, body) in enumerate(zip(tasks, bodies, strict=True))
+                    (task.id, place, num, num, int(task.gold is not None), body)
+                    for place, (task, body, num) in enumerate(rows)
                 ),
             )
 
@@ -117,11 +106,13 @@ class Store:
         """A new personal token of an annotator, who is made where there is none of that name.
 
         Only its hash is kept; earlier tokens of the name end.
+
+        Raises:
+            BadInput: a name that nobody can have.
         """
-        if not name.strip() or len(name) > 100:
-            raise BadInput(f"an annotator's name has 1 to 100 characters, got {name[:20]!r}")
+        _check_name(name)
         token = secrets.token_urlsafe(24)
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(
                 "insert into annotator (id, token) values (?, ?) "
                 "on conflict (id) do update set token = excluded.token",
@@ -131,11 +122,16 @@ class Store:
 
     def annotators(self) -> list[str]:
         """Everybody who has a link."""
-        return [str(row[0]) for row in self._db().execute("select id from annotator order by id")]
+        rows = self._file.reading().execute(
+            "select id from annotator where token is not null order by id"
+        )
+        return [str(row[0]) for row in rows]
 
     def annotator_of(self, token: str) -> str | None:
         """Whose token it is."""
-        row = self._db().execute("select id from annotator where token = ?", (_hashed(token),))
+        row = self._file.reading().execute(
+            "select id from annotator where token = ?", (_hashed(token),)
+        )
         found = row.fetchone()
         return None if found is None else str(found[0])
 
@@ -146,8 +142,8 @@ class Store:
             Refused: the collection is closed, or there is no such annotator.
         """
         now = self._clock()
-        with self._writing() as db:
-            self._check_open(db)
+        with self._file.writing() as db:
+            _check_open(db)
             counts = _counts(db, annotator)
             db.execute("delete from lease where opened < ?", (now - self._lease_seconds,))
             held = db.execute(
@@ -156,22 +152,15 @@ class Store:
                 (annotator,),
             ).fetchone()
             if held is not None:
-                return Offered(_task(db, held[0]), held[1])
-            free = db.execute(
-                "select id from task t where open > 0 "
-                "and not exists (select 1 from judgment j where j.task = t.id "
-                "  and j.annotator = ? and j.undone is null) "
-                "and open > (select count(*) from lease l where l.task = t.id) "
-                "order by place limit 1",
-                (annotator,),
-            ).fetchone()
-            if free is None:
+                return Offered(_known(db, held[0]), held[1])
+            found = _free(db, annotator, _gold_is_due(db, annotator, counts))
+            if found is None:
                 return None
-            first = _side(counts, free[0], annotator)
-            db.execute("insert into lease values (?, ?, ?, ?)", (free[0], annotator, first, now))
+            first = _side(counts, found, annotator)
+            db.execute("insert into lease values (?, ?, ?, ?)", (found, annotator, first, now))
             column = "a_first" if first == "a" else "b_first"
             db.execute(f"update annotator set {column} = {column} + 1 where id = ?", (annotator,))
-            return Offered(_task(db, free[0]), first)
+            return Offered(_known(db, found), first)
 
     def submit(self, annotator: str, task_id: str, answer: Answer) -> Judgment:
         """Keep a judgment; it is on disk when this returns. The same one twice is kept once.
@@ -181,51 +170,29 @@ class Store:
                 to this annotator, or an answer that states no judgment.
         """
         now = self._clock()
-        with self._writing() as db:
-            self._check_open(db)
+        with self._file.writing() as db:
+            _check_open(db)
             _counts(db, annotator)
-            if db.execute("select 1 from task where id = ?", (task_id,)).fetchone() is None:
-                raise Refused(f"there is no task {task_id}")
-            task = _task(db, task_id)
-            before = db.execute(
-                "select * from judgment where task = ? and annotator = ? and undone is null",
-                (task_id, annotator),
-            ).fetchone()
+            task = _known(db, task_id)
+            before = _standing(db, task_id, annotator)
             lease = db.execute(
                 "select first, opened from lease where task = ? and annotator = ?",
                 (task_id, annotator),
             ).fetchone()
-            if before is not None:
-                first = before[7]
-            elif lease is None:
+            if before is None and lease is None:
                 raise Refused("this task was not given to you, or it was too long ago")
-            else:
-                first = lease[0]
+            first = before.first or "a" if before is not None else lease[0]
             judgment = judgment_of(task, annotator, first, answer)
             if before is not None:
-                if stated(_from_row(before)) != stated(judgment):
+                if stated(before) != stated(judgment):
                     raise Refused("you have judged this task; undo that first")
-                return _from_row(before)
-            edited = None if judgment.edited is None else judgment.edited[-1].content
-            db.execute(
-                "insert into judgment (task, annotator, choice, strength, edited, reason, first, "
-                "opened, at) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    task_id,
-                    annotator,
-                    judgment.choice,
-                    judgment.strength,
-                    edited,
-                    judgment.reason,
-                    first,
-                    lease[1],
-                    now,
-                ),
-            )
+                return before
+            seconds = max(0.0, round(now - lease[1], 3))
+            timed = judgment.model_copy(update={"first": first, "seconds": seconds})
+            made = insert_judgment(db, timed, now, _is_shared(task))
             db.execute("delete from lease where task = ? and annotator = ?", (task_id, annotator))
-            db.execute("update task set open = open - 1 where id = ?", (task_id,))
-            row = db.execute("select * from judgment where number = last_insert_rowid()")
-            return _from_row(row.fetchone())
+            recount(db, task_id, annotator, 1)
+            return made
 
     def undo(self, annotator: str) -> str | None:
         """Take back an annotator's last judgment and open its task again; None: there is none.
@@ -234,8 +201,8 @@ class Store:
             Refused: the collection is closed.
         """
         now = self._clock()
-        with self._writing() as db:
-            self._check_open(db)
+        with self._file.writing() as db:
+            _check_open(db)
             row = db.execute(
                 "select number, task, first from judgment where annotator = ? and undone is null "
                 "order by number desc limit 1",
@@ -244,104 +211,167 @@ class Store:
             if row is None:
                 return None
             db.execute("update judgment set undone = ? where number = ?", (now, row[0]))
-            db.execute("update task set open = open + 1 where id = ?", (row[1],))
+            recount(db, row[1], annotator, -1)
             # The newest lease is the one that is offered.
             db.execute(
-                "insert or replace into lease values (?, ?, ?, ?)", (row[1], annotator, row[2], now)
+                "insert or replace into lease values (?, ?, ?, ?)",
+                (row[1], annotator, row[2] or "a", now),
             )
             return str(row[1])
 
+    def take(self, judgments: Iterable[Judgment]) -> list[str | None]:
+        """Keep judgments that were made elsewhere, all of them or, killed in between, none.
+
+        Who made them is an annotator from then on, without a link. The same judgment twice is
+        kept once.
+
+        Returns:
+            For each, None, or why it was refused.
+
+        Raises:
+            Refused: the collection is closed.
+        """
+        with self._file.writing() as db:
+            _check_open(db)
+            return [self._taken(db, one) for one in judgments]
+
+    def _taken(self, db: sqlite3.Connection, one: Judgment) -> str | None:
+        try:
+            _check_name(one.annotator)
+            made = checked(_known(db, one.task), one)
+            at = self._clock() if one.at is None else datetime.fromisoformat(one.at).timestamp()
+        except (Refused, BadInput, ValueError) as error:
+            return str(error)
+        before = _standing(db, one.task, one.annotator)
+        if before is not None:
+            same = stated(before) == stated(made)
+            return None if same else f"{one.annotator} has judged {one.task} otherwise"
+        db.execute("insert or ignore into annotator (id) values (?)", (one.annotator,))
+        insert_judgment(db, made, at, _is_shared(_known(db, one.task)))
+        where = (one.task, one.annotator)
+        db.execute("delete from lease where task = ? and annotator = ?", where)
+        recount(db, one.task, one.annotator, 1)
+        return None
+
     def progress(self, annotator: str = "") -> Progress:
         """How far the collection is, and how much of it one annotator did."""
-        db = self._db()
-        left = db.execute("select coalesce(sum(open), 0) from task where open > 0").fetchone()[0]
-        done, mine = db.execute(
-            "select count(*), coalesce(sum(annotator = ?), 0) from judgment where undone is null",
+        db = self._file.reading()
+        wanted = db.execute("select value from meta where key = 'wanted'").fetchone()
+        judged, mine = db.execute(
+            "select coalesce(sum(done), 0), "
+            "coalesce(sum((id = ?) * (done + gold_done)), 0) from annotator",
             (annotator,),
         ).fetchone()
-        return Progress(left + done, done, mine)
+        shared, agreed = db.execute(
+            "select count(*), coalesce(sum(mine.choice = other.choice), 0) from judgment mine "
+            "join judgment other on other.task = mine.task and other.number <> mine.number "
+            "where mine.shared > 0 and mine.undone is null and mine.annotator = ? "
+            "and other.shared > 0 and other.undone is null "
+            "and mine.choice <> 'skip' and other.choice <> 'skip'",
+            (annotator,),
+        ).fetchone()
+        return Progress(int(wanted[0]) if wanted else 0, judged, mine, shared, agreed)
 
     def judgments(self) -> list[Judgment]:
         """Every judgment that stands, in the order in which they came."""
-        rows = self._db().execute("select * from judgment where undone is null order by number")
-        return [_from_row(row) for row in rows]
+        rows = self._file.reading().execute(
+            f"select {COLUMNS} from judgment where undone is null order by number"
+        )
+        return [judgment_from(row) for row in rows]
 
     def close(self) -> None:
         """End the collection: from now on nothing is taken, undone or offered."""
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute("insert or ignore into meta values ('closed', ?)", (str(self._clock()),))
 
     @property
     def closed(self) -> bool:
         """Whether the collection has ended."""
-        return self._db().execute("select 1 from meta where key = 'closed'").fetchone() is not None
+        return _is_closed(self._file.reading())
 
-    def _check_open(self, db: sqlite3.Connection) -> None:
-        if db.execute("select 1 from meta where key = 'closed'").fetchone() is not None:
-            raise Refused("this collection is closed")
 
-    def _db(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        found: sqlite3.Connection | None = getattr(self._threads, "db", None)
-        if found is None:
-            found = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
-            found.execute("pragma journal_mode = wal")
-            found.execute("pragma synchronous = full")
-            self._threads.db = found
-        return found
+def _is_closed(db: sqlite3.Connection) -> bool:
+    return db.execute("select 1 from meta where key = 'closed'").fetchone() is not None
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is on disk when the block ends, or has never been."""
-        db = self._db()
-        db.execute("begin immediate")
-        try:
-            yield db
-        except BaseException:
-            db.execute("rollback")
-            raise
-        db.execute("commit")
+
+def _check_open(db: sqlite3.Connection) -> None:
+    if _is_closed(db):
+        raise Refused("this collection is closed")
+
+
+def _check_name(name: str) -> None:
+    if not name.strip() or len(name) > 100:
+        raise BadInput(f"an annotator's name has 1 to 100 characters, got {name[:20]!r}")
+    if name == NOBODY:
+        raise BadInput(f"no annotator can be called {NOBODY}: it stands for missing judgments")
+
+
+def _known(db: sqlite3.Connection, task_id: str) -> Task:
+    task = find_task(db, task_id)
+    if task is None:
+        raise Refused(f"there is no task {task_id}")
+    return task
+
+
+def _standing(db: sqlite3.Connection, task_id: str, annotator: str) -> Judgment | None:
+    """The judgment of somebody on a task that was not undone."""
+    row = db.execute(
+        f"select {COLUMNS} from judgment where task = ? and annotator = ? and undone is null",
+        (task_id, annotator),
+    ).fetchone()
+    return None if row is None else judgment_from(row)
+
+
+def _free(db: sqlite3.Connection, annotator: str, gold: bool) -> str | None:
+    """The first task that an annotator can have: one with a known answer where it is due."""
+    mine = "select 1 from judgment j where j.task = t.id and j.annotator = ? and j.undone is null"
+    if gold:
+        found = db.execute(
+            f"select id from task t where gold > 0 and not exists ({mine}) order by place limit 1",
+            (annotator,),
+        ).fetchone()
+        if found is not None:
+            return str(found[0])
+    found = db.execute(
+        f"select id from task t where open > 0 and not exists ({mine}) "
+        "and open > (select count(*) from lease l where l.task = t.id) order by place limit 1",
+        (annotator,),
+    ).fetchone()
+    return None if found is None else str(found[0])
+
+
+def _gold_is_due(db: sqlite3.Connection, annotator: str, counts: tuple[int, ...]) -> bool:
+    """Whether the next task of an annotator has a known answer: one of each block, anywhere."""
+    share = float(db.execute("select value from meta where key = 'gold_share'").fetchone()[0])
+    if not share:
+        return False
+    *_, done, gold_done = counts
+    size = max(1, round(1 / share))
+    block, place = divmod(done + gold_done, size)
+    due = place >= stable_seed("gold", annotator, block) % size
+    return gold_done < block + due
+
+
+def _is_shared(task: Task) -> bool:
+    return task.gold is None and (task.times or 1) > 1
 
 
 def _hashed(token: str) -> str:
     return sha256(token.encode()).hexdigest()
 
 
-def _counts(db: sqlite3.Connection, annotator: str) -> tuple[int, int]:
-    row = db.execute("select a_first, b_first from annotator where id = ?", (annotator,)).fetchone()
+def _counts(db: sqlite3.Connection, annotator: str) -> tuple[int, ...]:
+    """How often `a` and `b` stood first, and what was done; of the tasks, and of those known."""
+    row = db.execute(
+        "select a_first, b_first, done, gold_done from annotator where id = ?", (annotator,)
+    ).fetchone()
     if row is None:
         raise Refused(f"there is no annotator {annotator}")
-    return int(row[0]), int(row[1])
+    return tuple(int(count) for count in row)
 
 
-def _side(counts: tuple[int, int], task_id: str, annotator: str) -> Side:
+def _side(counts: Sequence[int], task_id: str, annotator: str) -> Side:
     """The response that is shown first: each annotator sees both sides equally often."""
     if counts[0] != counts[1]:
         return "a" if counts[0] < counts[1] else "b"
-    return "ab"[stable_seed("first", task_id, annotator) % 2]  # type: ignore[return-value]
-
-
-def _task(db: sqlite3.Connection, task_id: str) -> Task:
-    row = db.execute("select body from task where id = ?", (task_id,)).fetchone()
-    return Task.model_validate_json(row[0])
-
-
-def _from_row(row: Sequence[Any]) -> Judgment:
-    """A judgment as a row of the export, with when it was made and how long it took."""
-    _, task, annotator, choice, strength, edited, reason, first, opened, at, _ = row
-    turns = None if edited is None else (Message(role="assistant", content=edited),)
-    return Judgment.model_validate(
-        {
-            "id": f"{task}/{annotator}",
-            "parents": (task,),
-            "task": task,
-            "choice": choice,
-            "strength": strength,
-            "edited": turns,
-            "annotator": annotator,
-            "reason": reason,
-            "first": first,
-            "seconds": round(at - opened, 3),
-            "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
-        }
-    )
+    return "b" if stable_seed("first", task_id, annotator) % 2 else "a"

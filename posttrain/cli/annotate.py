@@ -1,6 +1,5 @@
 """Commands about people's judgments: annotate add, serve, status, close."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,22 +85,35 @@ def annotate_status(
 ) -> None:
     """Say how far a round's collection is, and who did how much."""
     collection = _opened(workspace, plan, overrides, run, number)
-    progress = collection.store.progress()
-    mine = Counter(one.annotator for one in collection.store.judgments())
-    told = {
-        "tasks": len(collection.tasks),
-        "judgments": progress.judged,
-        "wanted": progress.judgments_wanted,
-        "closed": collection.store.closed,
-        "annotators": {name: mine[name] for name in collection.store.annotators()},
-    }
+    told = collection.status()
     if as_json:
         print_json(told)
         return
     state = "closed" if told["closed"] else "open"
-    typer.echo(f"{progress.judged} of {progress.judgments_wanted} judgments, {state}")
-    for name, count in sorted(mine.items()):
-        typer.echo(f"  {name}: {count}")
+    typer.echo(f"{told['judgments']} of {told['wanted']} judgments, {state}")
+    for name, one in told["annotators"].items():
+        typer.echo(f"  {name}: {_in_words(one)}")
+    agreement = told["agreement"]
+    if agreement["tasks"]:
+        alpha = agreement["alpha"]["side"]
+        text = "" if alpha is None else f", Krippendorff's α {alpha['value']:.2f}"
+        typer.echo(f"same side on {_percent(agreement['same'])} shared tasks{text}")
+
+
+def _in_words(one: dict[str, Any]) -> str:
+    """What somebody did, in a line."""
+    parts = [f"{one['judgments']} judgments"]
+    if one["seconds"] is not None:
+        parts.append(f"{one['seconds']:.0f} s each")
+    if one["gold"] is not None:
+        parts.append(f"{_percent(one['gold'])} known answers")
+    if one["first"] is not None:
+        parts.append(f"the first chosen in {_percent(one['first'])}")
+    return ", ".join(parts)
+
+
+def _percent(rate: dict[str, Any]) -> str:
+    return f"{100 * rate['value']:.0f} % of {rate['num']}"
 
 
 @annotate_app.command("close")

@@ -20,7 +20,7 @@ from posttrain.cli.shared import (
 from posttrain.cli.watch import watch_for_terminal
 from posttrain.controller import Run, Window, slice_of, window_of
 from posttrain.disk import collect, collectable
-from posttrain.errors import BadInput
+from posttrain.errors import BadInput, WaitingForPeople
 from posttrain.scheduler import run_steps
 from posttrain.steps.lock import run_lock
 from posttrain.steps.step import Step
@@ -95,8 +95,14 @@ def _work(run: Run, steps: Sequence[Step], redo_stale: bool) -> None:
             return None
         return str(call("posttrain.report.summary:round_line", run, number))
 
-    with watch_for_terminal(steps, line) as watch:
-        run_steps(run, steps, watch, redo_stale)
+    collections = call("posttrain.annotate.collection:settle", run, steps)
+    for text in collections.closed:
+        typer.echo(text)
+    try:
+        with watch_for_terminal(steps, line) as watch:
+            run_steps(run, steps, watch, redo_stale)
+    except WaitingForPeople as error:
+        raise WaitingForPeople("; ".join([str(error), *collections.still_open])) from None
 
 
 def ablations_command(

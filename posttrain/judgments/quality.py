@@ -20,6 +20,8 @@ from posttrain.statistics import wilson
 
 Table = NDArray[np.float64]
 Level = Literal["nominal", "ordinal"]
+CONFIDENCE = 0.95
+"""Coverage of the intervals that are shown."""
 RESAMPLES = 1000
 """Of the tasks, for the intervals of α."""
 _SCALE = tuple(range(-4, 5))

@@ -15,6 +15,7 @@ from posttrain.embedding import CACHE, Embedder, embedder_folder
 from posttrain.errors import BadInput, WaitingForPeople
 from posttrain.judgments.heeded import answered_share, heed
 from posttrain.judgments.preferences import preference_of
+from posttrain.judgments.quality import CONFIDENCE
 from posttrain.judgments.simulated import people_from, simulate
 from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.preference_rows import JudgedRow
@@ -39,8 +40,6 @@ class _Stated(NamedTuple):
     """Edits that change nothing."""
 
 
-CONFIDENCE = 0.95
-"""Coverage of the intervals of annotators' figures."""
 UNCHANGED = "edited equals chosen"
 """Why an edit is left out of its preference."""
 TOO_SIMILAR = "responses too similar"
