@@ -199,7 +199,8 @@ def _preferences(b: Builder, number: int) -> None:
     settings = PreferencesStage(
         round=number,
         seed=plan.seed,
-        annotator=plan.annotator,
+        # Whoever judges tasks has no part in what a file states.
+        annotator=FileAnnotator() if given else plan.annotator,
         splits=plan.splits,
         similarity=plan.similarity,
         embedder=b.pipeline.dedup.embedder if embeds else None,

@@ -302,6 +302,8 @@ _PLAIN = frozenset(
         "annotator.rules",
         # Their content enters; the judge's verdicts are another step's.
         "tasks.gold.path",
+        # How long a round waits.
+        "annotator.min_answered",
         "annotator.rubric",
         "annotator.judge.rubric",
         "judge.rules",
