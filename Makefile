@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install install-vllm sandbox demo ablations check test bench clean
+.PHONY: install install-vllm sandbox browser demo ablations check test bench clean
 
 install: $(VENV)/.installed
 install-vllm: $(VENV)/.vllm-installed
@@ -35,6 +35,14 @@ sandbox:
 	  echo "installing bubblewrap" && apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; } || \
 	  { echo "bubblewrap is missing: apt-get install bubblewrap (or dnf, pacman), then run this again"; exit 2; }
 
+# The tests of the annotators' page run in a real browser.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium" && \
+	  apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  $(BIN)/python -m playwright install chromium || \
+	  { echo "chromium is missing: apt-get install chromium (or dnf, pacman), then run this again"; exit 2; }
+
 demo: install sandbox
 	@$(BIN)/posttrain check --plan tiny
 	@$(BIN)/posttrain run --plan tiny
@@ -52,7 +60,7 @@ check: install
 	for file in recipes/*/hooks.py data_quality/rules.py rounds/tiny/people.py; do $(BIN)/mypy --config-file pyproject.toml $$file || exit 1; done
 	$(BIN)/lint-imports
 
-test: install install-vllm
+test: install install-vllm browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 bench: install install-vllm

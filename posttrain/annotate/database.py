@@ -62,6 +62,8 @@ class Database:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._threads = threading.local()
+        # SQLite lets writers poll for their turn, up to a tenth of a second at a time.
+        self._turn = threading.Lock()
         with self.writing() as db:
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
@@ -80,13 +82,14 @@ class Database:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that is on disk when the block ends, or has never been."""
         db = self.reading()
-        db.execute("begin immediate")
-        try:
-            yield db
-        except BaseException:
-            db.execute("rollback")
-            raise
-        db.execute("commit")
+        with self._turn:
+            db.execute("begin immediate")
+            try:
+                yield db
+            except BaseException:
+                db.execute("rollback")
+                raise
+            db.execute("commit")
 
 
 def insert_judgment(db: sqlite3.Connection, made: Judgment, at: float, shared: bool) -> Judgment:

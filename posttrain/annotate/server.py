@@ -58,7 +58,8 @@ def create_app(store: Store, site: Site) -> FastAPI:
         response = await go_on(request) if refusal is None else refusal
         response.headers["Content-Security-Policy"] = POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
+        # With `no-referrer` browsers send forms with the origin `null`.
+        response.headers["Referrer-Policy"] = "same-origin"
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 

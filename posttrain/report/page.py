@@ -17,6 +17,7 @@ from markupsafe import Markup
 from posttrain import ablations
 from posttrain.controller import Run
 from posttrain.report import figures
+from posttrain.report.annotators import annotators_of
 from posttrain.report.curation import curation_of
 from posttrain.report.figures import Panel
 from posttrain.report.models import DIALS, by_level, dials_of, members_of
@@ -91,6 +92,7 @@ def _render(run: Run) -> str:
         provenance=_provenance(found),
         difficulty=by_level(found, run.plan),
         members=members_of(found),
+        annotators=annotators_of(found),
         dials=dials_of(found),
         dial_names=DIALS,
         ablations=_ablations(run),
