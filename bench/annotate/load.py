@@ -40,13 +40,16 @@ store = Store(Path(sys.argv[1]), 1800.0)
 serve(Collection("load", 1, store, Path("unused"), [], 1.0), "127.0.0.1", int(sys.argv[2]))
 """
 FIELD = re.compile(r'<input type="hidden" name="(check|task)"(?: id="\w+")? value="([^"]*)">')
-PARAGRAPH = (
-    "A response of some length, with **markup**, a list and code.\n\n- one\n- two\n\n`x = 1`\n\n"
+SENTENCE = "This is a sentence of a common length, as one stands in an answer to a question. "
+RESPONSE = (
+    f"{SENTENCE * 4}\n\n{SENTENCE * 4}\n\n- **first**: {SENTENCE}\n- **second**: {SENTENCE}\n"
+    f"- **third**: {SENTENCE}\n\n```python\ndef add(a, b):\n    return a + b\n```\n\n{SENTENCE * 3}"
 )
+"""About 1,200 characters, the 284 tokens that are the paper's mean (Table 6)."""
 
 
 def tasks(num: int) -> list[Task]:
-    """Tasks with responses of about 1,200 characters: 284 tokens is the paper's mean."""
+    """Tasks with responses of a common length and layout."""
 
     def said(text: str, role: str = "assistant") -> list[Message]:
         return [Message.model_validate({"role": role, "content": text})]
@@ -56,8 +59,8 @@ def tasks(num: int) -> list[Task]:
             {
                 "id": f"round-1/{n:06}",
                 "prompt": said(f"Question {n}?", "user"),
-                "a": said(f"a{n} " + PARAGRAPH * 13),
-                "b": said(f"b{n} " + PARAGRAPH * 13),
+                "a": said(f"a{n} {RESPONSE}"),
+                "b": said(f"b{n} {RESPONSE}"),
                 "model_a": "x",
                 "model_b": "y",
                 "capability": "general",

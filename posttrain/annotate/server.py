@@ -9,7 +9,6 @@ kept and refused, the store knows.
 
 import hmac
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,11 +19,14 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from posttrain.annotate.answers import LONGEST_EDIT, Answer, Refused
 from posttrain.annotate.rendering import as_html, changes
 from posttrain.annotate.store import Offered, Store
-from posttrain.rows import Message, Strength
+from posttrain.rows import Message as Turn
+from posttrain.rows import Strength
 
 HERE = Path(__file__).parent
 COOKIE = "posttrain_annotator"
@@ -34,6 +36,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    # With `no-referrer` browsers send forms with the origin `null`.
+    "Referrer-Policy": "same-origin",
+}
 STRENGTHS = tuple(reversed(Strength))
 
 
@@ -52,16 +60,7 @@ def create_app(store: Store, site: Site) -> FastAPI:
     app = FastAPI(title=site.title, docs_url=None, redoc_url=None, openapi_url=None)
     pages = _Pages(store, site)
 
-    @app.middleware("http")
-    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        refusal = _refusal(request, site)
-        response = await go_on(request) if refusal is None else refusal
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        # With `no-referrer` browsers send forms with the origin `null`.
-        response.headers["Referrer-Policy"] = "same-origin"
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
+    app.add_middleware(_Guard, site=site)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -135,6 +134,28 @@ def create_app(store: Store, site: Site) -> FastAPI:
 
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     return app
+
+
+class _Guard:
+    """Refuses what is not even looked at, and sends the headers that every answer has."""
+
+    def __init__(self, app: ASGIApp, site: Site) -> None:
+        self._app, self._site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refusal = _refusal(Request(scope), self._site)
+        await (refusal or self._app)(scope, receive, send_guarded)
 
 
 def _refusal(request: Request, site: Site) -> Response | None:
@@ -214,6 +235,6 @@ def _shown(offered: Offered) -> dict[str, Any]:
     }
 
 
-def _turn(turn: Message) -> dict[str, Any]:
+def _turn(turn: Turn) -> dict[str, Any]:
     calls = [json.dumps(call, ensure_ascii=False, indent=1) for call in turn.tool_calls or ()]
     return {"role": turn.role, "html": as_html(turn.content), "calls": calls}
