@@ -124,6 +124,9 @@ def _check_data(run: Run) -> str:
         count += _checked(read_table(run.workspace.find(path), Example, forbidden), share)
     for path in dict.fromkeys(p for r in plan.rounds for p in r.preferences):
         count += _checked(read_table(run.workspace.find(path), JudgedRow, forbidden), share)
+    if plan.tasks.gold is not None:
+        known = run.workspace.find(plan.tasks.gold.path)
+        count += _checked(read_table(known, JudgedRow, forbidden), share)
     sources: list[Source] = [*plan.evaluation.sources, *plan.bootstrap.tasks]
     for one in plan.rounds:
         sources += [*one.prompts, *one.tasks]

@@ -171,6 +171,43 @@ def _dials(step: Step, folder: Path) -> dict[str, Any]:
     return {"metrics": {"dials": dials}}
 
 
+def _preferences(step: Step, folder: Path) -> dict[str, Any]:
+    """Two people and a judge from round 2 on; one of them judges known answers badly."""
+    if step.round < 2:
+        return {}
+    one = {
+        "judgments": 321,
+        "ties": 12,
+        "skips": 3,
+        "edits": 45,
+        "strengths": {"better": 3, "significantly better": 1},
+        "gold": _rate(0.912),
+        "first": _rate(0.541),
+        "seconds": 75.0,
+    }
+    bare = {**one, "gold": _rate(0.388), "first": None, "seconds": None, "strengths": {}}
+    alpha = {"value": 0.7123, "low": 0.55, "high": 0.83}
+    told = {
+        "annotators": {"ana": one, f"ben {HOSTILE}": bare},
+        "agreement": {
+            "tasks": 40,
+            "same": _rate(0.866),
+            "alpha": {"side": alpha, "strength": None},
+        },
+        "flagged": [f"ben {HOSTILE}"],
+        "left_out": [f"ben {HOSTILE}"],
+        "judge": {
+            "name": "judge m",
+            "all": _rate(0.777),
+            "shared": _rate(0.766),
+            "by_capability": {"math": _rate(0.755)},
+            "trusted": ["math"],
+            "labelled": 17,
+        },
+    }
+    return {"metrics": {"annotation": told}}
+
+
 WRITERS: Mapping[str, Callable[[Step, Path], dict[str, Any]]] = {
     "measure-base": _measure,
     "measure": _measure,
@@ -179,6 +216,7 @@ WRITERS: Mapping[str, Callable[[Step, Path], dict[str, Any]]] = {
     "gate": _gate,
     "bootstrap": _train,
     "curate": _curate,
+    "preferences": _preferences,
     "dials": _dials,
 }
 
@@ -309,6 +347,28 @@ def test_the_reward_model_is_shown_by_group_with_what_length_alone_would_reach(w
     shorter, longer = (section.index(LENGTH_DIFFERENCES[place]) for place in (0, 4))
     assert shorter < longer
     assert section.index("By capability") < shorter < section.index("Calibration and length")
+
+
+def test_annotators_are_shown_with_how_well_they_judge(whole: Run, tmp_path: Path) -> None:
+    section = _page(whole).partition('<h2 id="annotators">')[2].partition("<h2 ")[0]
+    for text in (
+        "86.6 %",
+        "0.71",
+        "0.55–0.83",
+        "91.2 %",
+        "54.1 %",
+        "1 min 15 s",
+        "75.0 %",
+        "25.0 %",
+    ):
+        assert text in section
+    # The judge beside people, by capability, and what it labelled for them.
+    for text in ("77.7 %", "76.6 %", "75.5 %", "<td>17</td>"):
+        assert text in section
+    assert re.search(r'<span class="bad">38\.8 % !</span>', section)
+    assert "flagged" in section and "left out" in section and HOSTILE not in section
+    nobody = _page(_run(tmp_path, until="round-2/preferences"))
+    assert "a judgment of tasks" in nobody.partition('<h2 id="annotators">')[2].partition("<h2 ")[0]
 
 
 def test_an_average_below_its_best_variant_is_named(whole: Run, tmp_path: Path) -> None:
