@@ -16,6 +16,7 @@ from posttrain.settings.pipeline import Pipeline
 from posttrain.settings.plan import Plan
 from posttrain.settings.recipe import RecipeSettings
 from posttrain.settings.sources import FileSource
+from posttrain.settings.stages import PreferencesStage
 from posttrain.settings.training import RewardSettings, SftSettings
 
 ROUNDS = Path(__file__).parent.parent / "rounds"
@@ -276,3 +277,8 @@ def test_every_field_of_a_plan_that_a_user_meets_has_its_type_in_the_schema() ->
 def test_a_recipe_refuses_an_unknown_hook() -> None:
     with pytest.raises(BadInput, match=r"hooks\.0: Input should be 'prompts', 'verify'"):
         parse(RecipeSettings, {"name": "chess", "hooks": ["play"]}, "recipes/chess/recipe.yaml")
+
+
+def test_a_choice_without_its_type_says_so() -> None:
+    with pytest.raises(BadInput, match=r"x\.yaml: annotator\.type: this key is required"):
+        parse(PreferencesStage, {"annotator": {"min_answered": 0.5}}, "x.yaml")

@@ -28,7 +28,7 @@ app.add_typer(
 app.add_typer(
     annotate.annotate_app,
     name="annotate",
-    help="People's judgments of a round's tasks: add, serve, status, close.",
+    help="People's judgments of a round's tasks: page, links, files for other tools.",
 )
 for _commands in (workspaces, running, reading, models, data):
     _commands.register(app)

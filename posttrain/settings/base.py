@@ -71,6 +71,8 @@ def _explain(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(str(item["loc"][-1]), _keys(kind), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"{path}: unknown key{hint}"
+    if item["type"] == "union_tag_not_found":
+        return f"{path}.type: this key is required beside the others"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{path}: this key is required"
