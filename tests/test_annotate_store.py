@@ -290,11 +290,13 @@ def test_judgments_made_elsewhere_are_taken_once(tmp_path: Path) -> None:
     reasons = ("no task", "otherwise", "nobody", "isoformat", "empty", "100,000", "not chosen")
     for got, expected in zip(told[1:-1], reasons, strict=True):
         assert got is not None and expected in got
-    (kept,) = store.judgments()
+    kept, *_ = store.judgments()
     assert (kept.first, kept.seconds, kept.at) == ("b", 12.5, "2026-01-02T01:04:05.678+00:00")
     assert kept.edited is not None and kept.edited[0].content == "even better"
-    # Whoever made it has no link, and the task is done.
+    # Whoever made it has no link, and the task is done; a second one of it helps no other task.
     assert store.annotators() == ["ana", "ben"] and store.progress()[:2] == (6, 1)
+    again = made.model_copy(update={"annotator": "dan"})
+    assert store.take([again]) == [None] and store.progress()[:2] == (6, 1)
     assert "t0001" not in judge_all(store, "ana")
     store.close()
     with pytest.raises(Refused, match="closed"):

@@ -27,7 +27,7 @@ create table if not exists task (
   id text primary key, place integer not null, times integer not null, open integer not null,
   gold integer not null, body text not null
 ) strict;
-create index if not exists open_tasks on task (place) where open > 0;
+create index if not exists open_tasks on task (place, open) where open > 0;
 create index if not exists gold_tasks on task (place) where gold > 0;
 create table if not exists annotator (
   id text primary key, token text unique, a_first integer not null default 0,

@@ -256,12 +256,12 @@ class Store:
     def progress(self, annotator: str = "") -> Progress:
         """How far the collection is, and how much of it one annotator did."""
         db = self._file.reading()
-        wanted = db.execute("select value from meta where key = 'wanted'").fetchone()
-        judged, mine = db.execute(
-            "select coalesce(sum(done), 0), "
-            "coalesce(sum((id = ?) * (done + gold_done)), 0) from annotator",
-            (annotator,),
-        ).fetchone()
+        wanted = int(db.execute("select value from meta where key = 'wanted'").fetchone()[0])
+        # What came in beyond a task's wish makes up for no other task.
+        left = db.execute("select coalesce(sum(open), 0) from task where open > 0").fetchone()[0]
+        mine = db.execute(
+            "select coalesce(sum(done + gold_done), 0) from annotator where id = ?", (annotator,)
+        ).fetchone()[0]
         shared, agreed = db.execute(
             "select count(*), coalesce(sum(mine.choice = other.choice), 0) from judgment mine "
             "join judgment other on other.task = mine.task and other.number <> mine.number "
@@ -270,7 +270,7 @@ class Store:
             "and mine.choice <> 'skip' and other.choice <> 'skip'",
             (annotator,),
         ).fetchone()
-        return Progress(int(wanted[0]) if wanted else 0, judged, mine, shared, agreed)
+        return Progress(wanted, wanted - left, mine, shared, agreed)
 
     def judgments(self) -> list[Judgment]:
         """Every judgment that stands, in the order in which they came."""
