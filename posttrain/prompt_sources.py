@@ -35,6 +35,8 @@ class Gathered:
 
     by_split: dict[Split, list[Prompt]]
     rows_in: int
+    prompts: list[Prompt]
+    """The same as their sources give them."""
     seeds: list[Prompt]
     """What recipes make examples of, of the train split alone."""
 
@@ -65,16 +67,18 @@ def gather_prompts(
     )
     splits = settings.splits
     by_split: dict[Split, list[Prompt]] = {"train": [], "dev": [], "test": []}
+    ordered: list[Prompt] = []
     for prompt in _different(found, lambda one: _unusable(one, recipes, room), out):
         split = split_of(prompt.prompt, splits.dev, splits.test)
         by_split[split].append(prompt.model_copy(update={"round": round_number}))
+        ordered.append(by_split[split][-1])
     kept = []
     for prompt in _different(seeds, lambda one: _stranger(one, recipes, forbidden), out):
         if split_of(prompt.prompt, splits.dev, splits.test) == "train":
             kept.append(prompt.model_copy(update={"round": round_number}))
         else:
             out.drop(prompt.id, "a seed held out")
-    return Gathered(by_split, len(found) + len(seeds) + reader.rejected, kept)
+    return Gathered(by_split, len(found) + len(seeds) + reader.rejected, ordered, kept)
 
 
 def _different(

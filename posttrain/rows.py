@@ -20,6 +20,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
 
 ID_HEX_DIGITS = 16
+CONTROL_TOKENS = "control_tokens.json"
+"""Beside a round's tasks: `tokens`, texts that no edit may hold."""
 
 
 _CANONICAL = json.JSONEncoder(
@@ -328,7 +330,7 @@ class Judgment(_Row):
     reason: str = ""
     first: Literal["a", "b"] | None = None
     """Which response was shown first (or on the left)."""
-    seconds: Annotated[float, Field(ge=0)] | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """From seeing the task to the judgment."""
     at: str | None = None
     """When it was made, ISO 8601 with its offset."""

@@ -25,6 +25,18 @@ RULES = "annotator.rules=rounds/tiny/people.py"
 SIMULATED = ["--set", "annotator.type=simulated", "--set", RULES]
 
 
+def link_of(folder: Path, port: int) -> str:
+    """What `annotate serve` prints, which is then killed."""
+    words = ["annotate", "serve", "1", "--plan", "small", "--port", str(port)]
+    command = [sys.executable, "-m", "posttrain", *words, "--workspace", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    link = process.stdout.readline().strip()
+    process.kill()
+    process.wait()
+    return link
+
+
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose first round has published its tasks."""
@@ -110,6 +122,28 @@ def test_the_minimum_of_the_plan_closes_a_collection(untouched: Path, tmp_path: 
     assert books["metrics"]["annotation"]["annotators"]["ana"]["judgments"] == len(tasks) - 1
 
 
+def test_a_file_that_somebody_made_is_never_replaced(untouched: Path, tmp_path: Path) -> None:
+    folder = copied(untouched, tmp_path)
+    file = folder / "annotations/small/round-1.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{}\n")
+    ended = at(folder, "annotate", "close", "1")
+    assert ended.code == 2 and "is there already" in ended.one_line()
+    assert file.read_text() == "{}\n"
+
+
+def test_tasks_that_are_gone_are_made_again_beside_their_collection(
+    untouched: Path, tmp_path: Path
+) -> None:
+    folder = copied(untouched, tmp_path)
+    store = judge_some(folder, 1)
+    shutil.rmtree(published(folder, "round-1/tasks"))
+    ended = at(folder, "run")
+    assert ended.code == 3, ended.err
+    assert (published(folder, "round-1/tasks") / "tasks.jsonl").is_file()
+    assert len(store.judgments()) == 1
+
+
 def test_a_collection_that_somebody_closes_goes_on_with_what_there_is(
     untouched: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +190,15 @@ def test_a_page_for_others_needs_links_first(folder: Path, tmp_path: Path) -> No
     (folder / "annotations" / "small" / "round-1.sqlite").rename(tmp_path / "kept")
     ended = at(folder, "annotate", "serve", "1", "--host", "0.0.0.0")
     assert ended.code == 2 and "nobody has a link yet" in ended.one_line()
+
+
+def test_a_link_outlives_the_server(untouched: Path, tmp_path: Path) -> None:
+    folder = copied(untouched, tmp_path)
+    port = 9800 + os.getpid() % 1000
+    link = link_of(folder, port)
+    assert link.startswith(f"http://127.0.0.1:{port}/a/") and link_of(folder, port) == link
+    secret = folder / "annotations/small/round-1.link"
+    assert secret.stat().st_mode & 0o077 == 0
 
 
 def test_the_server_answers_its_printed_link(folder: Path) -> None:

@@ -151,6 +151,11 @@ def test_a_whole_session_by_keyboard(opened: Any, browser: Browser) -> None:
     expect(page.locator("#diff ins")).to_have_text(" Indeed!")
     shot(page, "2-edit")
     keys.press("Escape")
+    # What was typed for one response is still there when it is chosen again.
+    keys.press("7")
+    assert page.locator("#edited").input_value() == page.locator("#second .source").input_value()
+    keys.press("2")
+    assert page.locator("#edited").input_value() == before + " Indeed!"
     keys.press("Enter")
     shows(page, "ana: 1 done")
     (made,) = site.store.judgments()

@@ -105,19 +105,35 @@ def test_what_others_wrote_wrongly_is_refused_with_its_reason(tmp_path: Path) ->
         },
         {"id": "round-9/q1", "judgments": []},
         {"id": "round-1/q2", "judgments": [{"annotator": "x", "choice": "first"}]},
-        {"id": "round-1/q3", "judgments": [{"annotator": "x", "choice": "left"}]},
+        {
+            "id": "round-1/q3",
+            "judgments": [
+                {"annotator": "x", "choice": "left"},
+                {"annotator": "y", "choice": "tie"},
+            ],
+        },
         {"id": "round-1/q4", "judgments": [{"annotator": "nobody", "choice": "tie"}]},
         b"{",
+        b'{"id": "round-1/q5", '
+        b'"judgments": [{"annotator": "x", "choice": "tie", "seconds": 1e999}]}',
     ]
     write_lines(tmp_path / "in.jsonl", rows)
     target = collection(tmp_path)
-    with pytest.raises(BadInput, match=r"4 of 6 rows are malformed.*resources.reject_share"):
+    with pytest.raises(BadInput, match=r"5 of 8 rows are malformed.*resources.reject_share"):
         import_judgments(target, tmp_path / "in.jsonl", "jsonl", {}, 0.1)
     assert target.store.judgments() == []
     done = import_judgments(target, tmp_path / "in.jsonl", "jsonl", {}, 1.0)
-    assert done.taken == 1 and len(done.rejects) == 5
+    # One that states nothing costs no other of its task.
+    assert done.taken == 2 and len(done.rejects) == 6
     reasons = " | ".join(one.reason for one in done.rejects)
-    for part in ("no task round-9/q1", "strength belongs", "choice", "nobody", "no valid JSON"):
+    for part in (
+        "no task round-9/q1",
+        "strength belongs",
+        "choice",
+        "nobody",
+        "no valid JSON",
+        "finite",
+    ):
         assert part in reasons
 
 
@@ -176,6 +192,8 @@ def test_an_annotation_of_label_studio_becomes_a_judgment() -> None:
         ({"result": [{"from_name": "strength", "value": {}}]}, "choices"),
         ({"lead_time": -1}, "greater than or equal to 0"),
         ({"completed_by": None}, "completed_by is None"),
+        ({"lead_time": float("inf")}, "finite"),
+        ({"created_at": "\ud83d"}, "surrogate"),
     ],
 )  # fmt: skip
 def test_an_annotation_that_states_nothing_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -195,9 +213,10 @@ def test_label_studio_gets_what_is_still_to_judge(tmp_path: Path) -> None:
     source = collection(tmp_path)
     judge(source, "ana", 6)
     made = export_collection(source, "label-studio", tmp_path / "ls")
-    judged = {one.task for one in source.store.judgments()} - {"round-1/q9"}
+    judged = {one.task for one in source.store.judgments()} - {"round-1/q8"}
     rows = json.loads((tmp_path / "ls" / "tasks.json").read_text())
-    assert not judged & {row["data"]["task"] for row in rows} and "round-1/q9" in str(rows)
+    # Those with a known answer go as the others do, and stand at no place of their own.
+    assert not judged & {row["data"]["task"] for row in rows}
     assert made.num_tasks == len(rows) == len(TASKS) - made.num_left_out
     assert "secret" not in str(rows) and "gold" not in str(rows)
     assert "<Pairwise" in (tmp_path / "ls" / "interface.xml").read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.annotate.answers import LONGEST_EDIT, Answer, Refused
+from posttrain.annotate.answers import LONGEST_EDIT, Answer, Refused, Side
 from posttrain.annotate.store import Store
 from posttrain.errors import BadInput
 from posttrain.rows import Judgment, Message, Strength, Task
@@ -98,7 +98,7 @@ def test_a_task_left_open_returns(tmp_path: Path) -> None:
     assert store.next_task("ben") is None
     clock.now += 61
     assert store.next_task("ben") is not None
-    with pytest.raises(Refused, match="not given to you, or it was too long ago"):
+    with pytest.raises(Refused, match="not given to you, or somebody else has it by now"):
         store.submit("ana", "t0000", BETTER)
     store.submit("ben", "t0000", BETTER)
 
@@ -241,6 +241,8 @@ def test_everybody_gets_the_tasks_whose_answer_is_known_among_the_others(tmp_pat
     assert places["ana"] != places["ben"]
     progress = store.progress("ana")
     assert (progress.judgments_wanted, progress.judged, progress.mine) == (80, 72, 40)
+    # What is shown counts both kinds, so that no task is told by its number.
+    assert progress.shown == (80, 89)
     last = store.judgments()[-1]
     store.undo("ben")
     again = store.next_task("ben")
@@ -251,24 +253,89 @@ def test_everybody_gets_the_tasks_whose_answer_is_known_among_the_others(tmp_pat
 
 
 def test_agreement_is_counted_on_shared_tasks(tmp_path: Path) -> None:
-    store = collection(tmp_path, num=6, times=2)
-    for turn in range(6):
+    store = collection(tmp_path, num=24, times=2)
+    for turn in range(24):
         for name in ("ana", "ben"):
             offered = store.next_task(name)
             assert offered is not None
             mine = "first" if offered.first == "a" else "second"
             other = "second" if offered.first == "a" else "first"
             choice = mine if name == "ana" or turn else other
-            answer = Answer("skip", reason="unsure") if turn == 5 and name == "ben" else None
+            answer = Answer("skip", reason="unsure") if turn == 23 and name == "ben" else None
             store.submit(
                 name,
                 offered.task.id,
                 answer or Answer(choice, Strength.BETTER),  # type: ignore[arg-type]
             )
-    assert (store.progress("ana").shared, store.progress("ana").agreed) == (5, 4)
-    store.undo("ana")
-    store.undo("ana")
-    assert (store.progress("ben").shared, store.progress("ben").agreed) == (4, 3)
+            if name == "ben" and turn in (8, 9, 18, 19):
+                # Ten at a time: nobody learns what somebody else said of one task.
+                told = [
+                    (store.progress(n).shared, store.progress(n).agreed) for n in ("ana", "ben")
+                ]
+                whole = (turn + 1) // 10 * 10
+                assert told == [(whole, max(0, whole - 1))] * 2
+    for _ in range(5):
+        store.undo("ana")
+    assert (store.progress("ben").shared, store.progress("ben").agreed) == (10, 9)
+
+
+def test_a_judgment_is_of_the_order_that_was_shown(tmp_path: Path) -> None:
+    store = collection(tmp_path, names="ana")
+    offered = store.next_task("ana")
+    assert offered is not None
+    other: Side = "b" if offered.first == "a" else "a"
+    with pytest.raises(Refused, match="the other way round"):
+        store.submit("ana", offered.task.id, BETTER, other)
+    assert store.judgments() == []
+    made = store.submit("ana", offered.task.id, BETTER, offered.first)
+    with pytest.raises(Refused, match="the other way round"):
+        store.submit("ana", offered.task.id, BETTER, other)
+    assert store.judgments() == [made] and made.choice == offered.first
+
+
+def test_whoever_gets_a_task_again_sees_the_same_order_and_may_submit_late(tmp_path: Path) -> None:
+    clock = Clock()
+    store = Store(tmp_path / "round.sqlite", lease_seconds=60, clock=clock)
+    store.publish([task(number) for number in range(3)])
+    for name in ("ana", "ben"):
+        store.add_annotator(name)
+    first = store.next_task("ana")
+    assert first is not None
+    clock.now += 61
+    # Nobody else has taken it: an hour's edit is not thrown away.
+    assert store.next_task("ana") == first
+    clock.now += 61
+    assert store.next_task("ben") is not None
+    with pytest.raises(Refused, match="somebody else has it"):
+        store.submit("ana", first.task.id, BETTER, first.first)
+    clock.now += 61
+    made = store.submit("ana", first.task.id, BETTER, first.first)
+    assert made.first == first.first and made.seconds == 122.0
+
+
+def test_an_edit_with_a_control_token_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "round.sqlite")
+    store.publish([task(0)], forbidden=["<|eot_id|>"])
+    store.add_annotator("ana")
+    assert store.next_task("ana") is not None
+    with pytest.raises(Refused, match=r"holds <\|eot_id\|>, which is a control token"):
+        store.submit("ana", "t0000", Answer("first", Strength.BETTER, "so <|eot_id|>"))
+    made = {"task": "t0000", "choice": "a", "strength": "better", "annotator": "cem"}
+    brought = Judgment.model_validate({**made, "edited": [said("so <|eot_id|>")]})
+    assert "control token" in store.take([brought])[0] and store.judgments() == []
+
+
+def test_a_judgment_brought_in_ends_what_somebody_has_open(tmp_path: Path) -> None:
+    store = collection(tmp_path)
+    offered = store.next_task("ana")
+    assert offered is not None
+    made = {"task": offered.task.id, "choice": "tie", "annotator": "cem"}
+    assert store.take([Judgment.model_validate(made)]) == ["new"]
+    with pytest.raises(Refused, match="somebody else has it"):
+        store.submit("ana", offered.task.id, BETTER)
+    again = store.next_task("ana")
+    assert again is not None and again.task.id != offered.task.id
+    assert [one.annotator for one in store.judgments()] == ["cem"]
 
 
 def test_judgments_made_elsewhere_are_taken_once(tmp_path: Path) -> None:
@@ -286,17 +353,17 @@ def test_judgments_made_elsewhere_are_taken_once(tmp_path: Path) -> None:
         {**base, "task": "t0002", "edited": [said("b2")]},
     ]
     told = store.take([made, *(Judgment.model_validate(one) for one in wrong), made])
-    assert told[0] is None and told[-1] is None
+    assert told[0] == "new" and told[-1] == "known"
     reasons = ("no task", "otherwise", "nobody", "isoformat", "empty", "100,000", "not chosen")
     for got, expected in zip(told[1:-1], reasons, strict=True):
-        assert got is not None and expected in got
+        assert expected in got
     kept, *_ = store.judgments()
     assert (kept.first, kept.seconds, kept.at) == ("b", 12.5, "2026-01-02T01:04:05.678+00:00")
     assert kept.edited is not None and kept.edited[0].content == "even better"
     # Whoever made it has no link, and the task is done; a second one of it helps no other task.
     assert store.annotators() == ["ana", "ben"] and store.progress()[:2] == (6, 1)
     again = made.model_copy(update={"annotator": "dan"})
-    assert store.take([again]) == [None] and store.progress()[:2] == (6, 1)
+    assert store.take([again]) == ["new"] and store.progress()[:2] == (6, 1)
     assert "t0001" not in judge_all(store, "ana")
     store.close()
     with pytest.raises(Refused, match="closed"):

@@ -19,7 +19,7 @@ from posttrain.judgments.heeded import NOBODY, answered_share, heed
 from posttrain.judgments.preferences import preference_of
 from posttrain.judgments.quality import agreement, krippendorff_alpha, quality_of
 from posttrain.rows import Candidate, Judgment, Preference, Prompt, Strength, Task
-from posttrain.settings.annotation import FileAnnotator, JudgeAnnotator
+from posttrain.settings.annotation import FileAnnotator, JudgeAnnotator, JudgeHelp
 
 PAIR = Path("data_quality/rubrics/pair.jinja")
 
@@ -168,7 +168,7 @@ def test_agreement_does_not_depend_on_the_order_of_work(verdicts: list[str]) -> 
 
 
 def test_habits_are_told_of_each_annotator() -> None:
-    tasks = [task(n, gold="a" if n >= 8 else None) for n in range(10)]
+    tasks = [task(n, gold="a" if n >= 8 else None) for n in range(11)]
     rows = [
         *(judged(n, "ana", "a+", first="a", seconds=10.0 + n) for n in range(4)),
         judged(4, "ana", "b", first="a", seconds=100.0, edited=[said("x")]),
@@ -176,12 +176,13 @@ def test_habits_are_told_of_each_annotator() -> None:
         judged(6, "ana", "skip"),
         judged(8, "ana", "a"),
         judged(9, "ana", "tie"),
+        judged(10, "ana", "skip"),
         judged(0, "ben", "b"),
     ]
     told = quality_of(tasks, rows, 0.95)
     ana = told["annotators"]["ana"]
     assert {key: ana[key] for key in ("judgments", "ties", "skips", "edits", "seconds")} == {
-        "judgments": 9, "ties": 2, "skips": 1, "edits": 1, "seconds": 12.0,
+        "judgments": 10, "ties": 2, "skips": 2, "edits": 1, "seconds": 12.0,
     }  # fmt: skip
     assert (ana["gold"]["value"], ana["gold"]["num"]) == (0.5, 2)
     assert (ana["first"]["value"], ana["first"]["num"]) == (0.8, 5)
@@ -207,6 +208,10 @@ def test_who_misjudges_known_answers_is_flagged_and_left_out_where_the_plan_says
     found = heed(tasks, rows, [], strict, 0.95)
     assert {one.annotator for one in found.judgments()} == {"ana"}
     assert [reason for _, reason in found.dropped] == ["left out: the judgments of bad"] * 10
+    # Whom nobody heeds agrees with nobody: neither with people nor with the judge.
+    strict_judge = strict.model_copy(update={"judge": JudgeHelp()})
+    told = heed(tasks, rows, [judged(n, "judge m", "b") for n in range(5)], strict_judge, 0.95).told
+    assert told["agreement"]["tasks"] == 0 and told["judge"]["all"]["value"] == 0
     # Too few known answers say nothing.
     patient = FileAnnotator.model_validate({"quality": {**asked, "min_gold": 6, "leave_out": True}})
     assert heed(tasks, rows, [], patient, 0.95).told["flagged"] == []
@@ -367,5 +372,8 @@ def test_a_simulated_judge_compares_its_grades() -> None:
     assert found == [Verdicts(1, 9), Verdicts(8, 2), Verdicts(5, 5), Verdicts(None, None)]
     made = [judgment_of(task(n), one, judge.label) for n, one in enumerate(found)]
     assert made[0] is not None and made[0].strength == Strength.SIGNIFICANTLY
+    odd = SimulatedComparer(Path("people.py"), {"grade": lambda *_: 5}, verify)
+    with pytest.raises(BadInput, match="grade answered 5, expected 1 to 3"):
+        odd.compare([task(0)])
     with pytest.raises(BadInput, match="function grade"):
         SimulatedComparer(Path("people.py"), {}, verify)

@@ -39,7 +39,7 @@ from posttrain.annotate.store import Store
 store = Store(Path(sys.argv[1]), 1800.0)
 serve(Collection("load", 1, store, Path("unused"), [], 1.0), "127.0.0.1", int(sys.argv[2]))
 """
-FIELD = re.compile(r'<input type="hidden" name="(check|task)"(?: id="\w+")? value="([^"]*)">')
+FIELD = re.compile(r'<input type="hidden" name="(check|task|order)"(?: id="\w+")? value="([^"]*)">')
 SENTENCE = "This is a sentence of a common length, as one stands in an answer to a question. "
 RESPONSE = (
     f"{SENTENCE * 4}\n\n{SENTENCE * 4}\n\n- **first**: {SENTENCE}\n- **second**: {SENTENCE}\n"

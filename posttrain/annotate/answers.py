@@ -5,6 +5,7 @@ Knows sides and edits; knows no file and no page.
     judgment_of(task, "ana", "b", Answer("first", Strength.BETTER)).choice      # "b"
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +36,9 @@ class Answer:
     reason: str = ""
 
 
-def judgment_of(task: Task, annotator: str, first: Side, answer: Answer) -> Judgment:
+def judgment_of(
+    task: Task, annotator: str, first: Side, answer: Answer, forbidden: Sequence[str] = ()
+) -> Judgment:
     """The judgment that an answer states.
 
     Raises:
@@ -62,14 +65,15 @@ def judgment_of(task: Task, annotator: str, first: Side, answer: Answer) -> Judg
         )
     except ValidationError as error:
         raise Refused(complaint(error)) from error
-    return checked(task, made)
+    return checked(task, made, forbidden)
 
 
-def checked(task: Task, judgment: Judgment) -> Judgment:
+def checked(task: Task, judgment: Judgment, forbidden: Sequence[str] = ()) -> Judgment:
     """The judgment, without an edit that changes nothing.
 
     Raises:
-        Refused: its edit or its reason is too long, or the edit ranks nothing.
+        Refused: its edit or its reason is too long, the edit ranks nothing, or it holds one of the
+            `forbidden` texts.
     """
     if len(judgment.reason) > LONGEST_REASON:
         raise Refused(f"the reason has more than {LONGEST_REASON:,} characters")
@@ -80,6 +84,9 @@ def checked(task: Task, judgment: Judgment) -> Judgment:
     text = judgment.edited[-1].content
     if len(text) > LONGEST_EDIT:
         raise Refused(f"the edit has more than {LONGEST_EDIT:,} characters")
+    held = next((token for token in forbidden if token in text), None)
+    if held is not None:
+        raise Refused(f"the edit holds {held}, which is a control token of the model")
     chosen, rejected = (task.a, task.b) if judgment.choice == "a" else (task.b, task.a)
     if not text.strip():
         raise Refused("the edit is empty")

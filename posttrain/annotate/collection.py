@@ -8,6 +8,8 @@ the first step of round N + 1 waits for.
     collection.close()          # writes annotations/PLAN/round-1.jsonl
 """
 
+import os
+import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,10 +21,10 @@ from posttrain.controller import Run
 from posttrain.errors import BadInput
 from posttrain.judgments.heeded import NOBODY
 from posttrain.judgments.quality import CONFIDENCE, quality_of
-from posttrain.rows import Judgment, Task
+from posttrain.rows import CONTROL_TOKENS, Judgment, Task
 from posttrain.settings.annotation import FileAnnotator
 from posttrain.steps.step import Step
-from posttrain.tables import load_rows, write_rows
+from posttrain.tables import load_rows, read_json, write_rows
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,35 @@ class Collection:
 
         Nothing is taken from here on, so the file holds all that was, and for each task that lacks
         judgments a row that says so. Killed in between, the same command writes the file.
+
+        Raises:
+            BadInput: somebody has put another file there.
         """
+        if self.answers.exists() and not self.store.closed:
+            raise BadInput(
+                f"{self.answers} is there already, and this collection did not write it; move it "
+                "away, or let the next round go on with it"
+            )
         self.store.close()
         judgments = self.store.judgments()
-        write_rows(self.answers, [*judgments, *_lacking(self.tasks, judgments)])
+        # A round that begins beside this command writes the same rows.
+        own = self.answers.with_suffix(f".{os.getpid()}.jsonl")
+        write_rows(own, [*judgments, *_lacking(self.tasks, judgments)])
+        own.replace(self.answers)
         return len(judgments)
+
+    def own_token(self, name: str) -> str:
+        """The token of whoever judges alone, the same at each start, so that an open page lasts."""
+        file = self.answers.with_suffix(".link")
+        if file.is_file():
+            token = file.read_text().strip()
+            if self.store.annotator_of(token) == name:
+                return token
+        token = self.store.add_annotator(name)
+        file.touch(mode=0o600)
+        file.chmod(0o600)
+        file.write_text(token + "\n")
+        return token
 
     def status(self) -> dict[str, Any]:
         """How far it is, who did how much and how well; for JSON."""
@@ -118,7 +144,8 @@ def open_collection(run: Run, number: int, lease_seconds: float = 1800.0) -> Col
     tasks = load_rows(file, Task)
     store = Store(_file_of(answers), lease_seconds)
     gold = run.plan.tasks.gold
-    store.publish(tasks, gold.share if gold is not None else 0.0)
+    forbidden = read_json(file.with_name(CONTROL_TOKENS))["tokens"]
+    store.publish(tasks, gold.share if gold is not None else 0.0, forbidden)
     title = f"{run.plan.title or run.name}, round {number}"
     return Collection(title, number, store, answers, tasks, annotator.min_answered)
 
@@ -139,6 +166,9 @@ def settle(run: Run, steps: Iterable[Step]) -> Settled:
         answers = step.files.get("answers")
         if answers is None or answers.exists() or not _file_of(answers).is_file():
             continue
+        if run.folder.state(step.inputs["tasks"]).kind != "done":
+            # Its tasks are made first, or made again.
+            continue
         number = step.round - 1
         collection = open_collection(run, number)
         if collection.store.closed or collection.suffices():
@@ -152,6 +182,13 @@ def settle(run: Run, steps: Iterable[Step]) -> Settled:
 def _file_of(answers: Path) -> Path:
     """The collection whose judgments become a file of answers."""
     return answers.with_suffix(".sqlite")
+
+
+def address(host: str, port: int) -> str:
+    """Where somebody's browser finds a server that listens on a host."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_local(host: str) -> bool:

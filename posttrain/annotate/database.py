@@ -36,7 +36,7 @@ create table if not exists annotator (
 ) strict;
 create table if not exists lease (
   task text not null, annotator text not null, first text not null, opened real not null,
-  primary key (task, annotator)
+  ended integer not null default 0, primary key (task, annotator)
 ) strict;
 create table if not exists judgment (
   number integer primary key, task text not null, annotator text not null, choice text not null,
@@ -49,7 +49,8 @@ create index if not exists on_shared on judgment (task, choice) where shared > 0
 """
 """`open` counts the judgments that a task still wants of its `times`; a `gold` one wants none, and
 each annotator may get it. `done` and `gold_done` count an annotator's judgments that stand, so that
-no page has to. `shared` marks judgments of tasks that several people judge."""
+no page has to. A lease that has `ended` keeps the order in which somebody saw the task. `shared`
+marks judgments of tasks that several people judge."""
 COLUMNS = "number, task, annotator, choice, strength, edited, reason, first, seconds, at"
 """Of a judgment, in the order in which `judgment_from` takes them."""
 
@@ -124,7 +125,10 @@ def recount(db: sqlite3.Connection, task_id: str, annotator: str, change: int) -
         "where j.task = task.id and j.undone is null)) where id = ? and gold = 0",
         (task_id,),
     )
-    gold = db.execute("select gold from task where id = ?", (task_id,)).fetchone()[0]
+    gold, left = db.execute("select gold, open from task where id = ?", (task_id,)).fetchone()
+    if not gold and not left:
+        # Judgments that were brought in may have come before those of whoever has it open.
+        db.execute("update lease set ended = 1 where task = ?", (task_id,))
     column = "gold_done" if gold else "done"
     db.execute(f"update annotator set {column} = {column} + ? where id = ?", (change, annotator))
 

@@ -22,12 +22,14 @@ from posttrain.annotate import label_studio
 from posttrain.annotate.answers import Side
 from posttrain.annotate.collection import Collection
 from posttrain.annotate.label_studio import first_side
+from posttrain.annotate.store import KNOWN, NEW
 from posttrain.errors import BadInput
-from posttrain.rows import Judgment, Message, Strength, Task
+from posttrain.rows import Judgment, Message, Strength, Task, stable_seed
 from posttrain.tables import (
     Reject,
     check_share,
     complaint,
+    excerpt,
     read_table,
     write_json,
     write_rows,
@@ -50,7 +52,7 @@ class ExchangedJudgment(BaseModel):
     reason: str = ""
     shown: Place | None = None
     """Which of them this annotator saw first."""
-    seconds: Annotated[float, Field(ge=0)] | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     at: str | None = None
 
 
@@ -60,7 +62,8 @@ class ExchangedTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
-    judgments: tuple[ExchangedJudgment, ...] = ()
+    judgments: tuple[dict[str, Any], ...] = ()
+    """Rows of `ExchangedJudgment`; one that is none must not cost the others."""
 
 
 class Exported(NamedTuple):
@@ -94,8 +97,9 @@ def export_collection(collection: Collection, kind: Kind, out: Path) -> Exported
     judged: dict[str, list[Judgment]] = defaultdict(list)
     for one in collection.store.judgments():
         judged[one.task].append(one)
+    tasks = _mingled(collection.tasks)
     if kind == "label-studio":
-        left = [t for t in collection.tasks if t.gold or len(judged[t.id]) < (t.times or 1)]
+        left = [t for t in tasks if len(judged[t.id]) < (t.times or 1)]
         if not any(task.gold is None for task in left):
             raise BadInput("every task has all its judgments: there is nothing to export")
         files = [out / "tasks.json", out / "interface.xml"]
@@ -105,7 +109,7 @@ def export_collection(collection: Collection, kind: Kind, out: Path) -> Exported
         return Exported(files, len(left), len(collection.tasks) - len(left))
     if out.suffix != f".{kind}":
         raise BadInput(f"--out {out}: expected a .{kind} file")
-    rows = [_row(task, judged[task.id]) for task in collection.tasks]
+    rows = [_row(task, judged[task.id]) for task in tasks]
     if kind == "jsonl":
         write_rows(out, rows)
     else:
@@ -137,14 +141,22 @@ def import_judgments(
         judgments, rejects = _read(path, collection.tasks)
     total = len(judgments) + len(rejects)
     check_share(rejects, total, reject_share, "resources.reject_share")
-    before = len(collection.store.judgments())
     told = collection.store.take(judgments)
     rejects += [
         Reject(path.name, 0, reason, f"{one.task} by {one.annotator}")
         for one, reason in zip(judgments, told, strict=True)
-        if reason is not None
+        if reason not in (NEW, KNOWN)
     ]
-    return Imported(len(collection.store.judgments()) - before, rejects)
+    return Imported(told.count(NEW), rejects)
+
+
+def _mingled(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks in their order, those with a known answer at places that say nothing."""
+    order = [task for task in tasks if task.gold is None]
+    for task in tasks:
+        if task.gold is not None:
+            order.insert(stable_seed("mingled", task.id) % (len(order) + 1), task)
+    return order
 
 
 def _json(path: Path) -> object:
@@ -177,7 +189,7 @@ def _row(task: Task, judgments: Iterable[Judgment]) -> dict[str, Any]:
         "first": first,
         "second": second,
         "capability": task.capability,
-        "wanted": task.times or 1,
+        "wanted": max(task.times or 1, len(made)),
         "judgments": made,
     }
 
@@ -202,10 +214,10 @@ def _read(path: Path, tasks: Sequence[Task]) -> tuple[list[Judgment], list[Rejec
             continue
         for one in row.judgments:
             try:
-                judgments.append(_judgment(task, one))
+                judgments.append(_judgment(task, ExchangedJudgment.model_validate(one)))
             except ValueError as error:
                 reason = f"{row.id}: {complaint(error)}"
-                rejects.append(Reject(path.name, 0, reason, one.model_dump_json()))
+                rejects.append(Reject(path.name, 0, reason, excerpt(one)))
     return judgments, rejects
 
 

@@ -8,6 +8,7 @@ be told to Label Studio. `CONFIG` is the project's labeling interface.
     judgments, rejects = judgments_of(json.loads(export.read_text()), tasks, {1: "ana"})
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,12 @@ def judgments_of(
     rejects: list[Reject] = []
     for number, (data, annotation) in enumerate(_annotations(export, file), 1):
         try:
+            # Half of a surrogate pair can stand in JSON, and nowhere else.
+            json.dumps([data, annotation], ensure_ascii=False).encode()
             judgments.append(_judgment(known, data, annotation, people))
+        except UnicodeEncodeError:
+            reason = "half of a surrogate pair, which UTF-8 cannot hold"
+            rejects.append(Reject(file, number, reason, excerpt(ascii(annotation))))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = complaint(error) if isinstance(error, ValueError) else f"no {error}"
             rejects.append(Reject(file, number, reason, excerpt(annotation)))

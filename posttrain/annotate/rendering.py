@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 
 Change = tuple[Literal["same", "gone", "new"], str]
-LONGEST_DIFF = 20_000
+LONGEST_DIFF = 6_000
 """Words of two texts together beyond which an edit is shown whole, as gone and new."""
 _MARKDOWN = (
     MarkdownIt("commonmark", {"html": False, "breaks": True})

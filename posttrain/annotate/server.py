@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Form, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -30,7 +31,7 @@ from posttrain.rows import Strength
 
 HERE = Path(__file__).parent
 COOKIE = "posttrain_annotator"
-LONGEST_BODY = 4 * LONGEST_EDIT + 20_000
+LONGEST_BODY = 12 * LONGEST_EDIT + 20_000
 """Bytes of a request; a longer one is refused before it is read."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -95,6 +96,7 @@ def create_app(store: Store, site: Site) -> FastAPI:
         request: Request,
         check: Annotated[str, Form()] = "",
         task: Annotated[str, Form()] = "",
+        order: Annotated[str, Form()] = "",
         verdict: Annotated[str, Form()] = "",
         edited: Annotated[str, Form()] = "",
         editing: Annotated[str, Form()] = "",
@@ -113,7 +115,9 @@ def create_app(store: Store, site: Site) -> FastAPI:
             edited=edited.replace("\r\n", "\n") if editing == choice else None,
             reason=reason,
         )
-        store.submit(annotator, task, answer)
+        if order not in ("a", "b"):
+            raise Refused("the form does not say which response stood first")
+        store.submit(annotator, task, answer, order)  # type: ignore[arg-type]
         return RedirectResponse("/", 303)
 
     @app.post("/undo")
@@ -128,7 +132,8 @@ def create_app(store: Store, site: Site) -> FastAPI:
         try:
             texts = json.loads(await request.body())
             before, after = str(texts["before"]), str(texts["after"])
-        except (ValueError, KeyError, TypeError):
+            (before + after).encode()
+        except (ValueError, KeyError, TypeError, RecursionError):
             return JSONResponse({"error": "expected {before, after}"}, 400)
         return JSONResponse(await run_in_threadpool(changes, before, after))
 
@@ -165,9 +170,10 @@ def _refusal(request: Request, site: Site) -> Response | None:
     if request.method in ("GET", "HEAD"):
         return None
     origin = request.headers.get("origin")
-    here = f"{request.url.scheme}://{request.headers.get('host', '')}"
+    # The scheme is a proxy's affair.
+    here = request.headers.get("host", "")
     cross = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-    if cross or (origin is not None and origin != here):
+    if cross or (origin is not None and urlsplit(origin).netloc != here):
         return Response("requests of other sites are refused\n", 403)
     length = request.headers.get("content-length", "")
     if not length.isdigit() or int(length) > LONGEST_BODY:
@@ -211,7 +217,7 @@ class _Pages:
         """
         token = request.cookies.get(COOKIE, "")
         annotator = self._store.annotator_of(token)
-        if annotator is None or not hmac.compare_digest(check, _check(token)):
+        if annotator is None or not hmac.compare_digest(check.encode(), _check(token).encode()):
             raise Refused("open your personal link again: this page does not know you")
         return annotator
 
@@ -227,6 +233,7 @@ def _shown(offered: Offered) -> dict[str, Any]:
     sides = (task.a, task.b) if offered.first == "a" else (task.b, task.a)
     return {
         "task": task,
+        "order": offered.first,
         "dialog": [_turn(turn) for turn in task.prompt],
         "responses": [
             {"name": name, "text": side[-1].content, "turns": [_turn(turn) for turn in side]}

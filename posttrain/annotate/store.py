@@ -28,9 +28,23 @@ from posttrain.annotate.database import (
     judgment_from,
     recount,
 )
+from posttrain.annotate.dealing import (
+    counts_of,
+    end_leases,
+    free_task,
+    gold_is_due,
+    is_free,
+    lease_task,
+    side_for,
+)
 from posttrain.errors import BadInput
 from posttrain.judgments.heeded import NOBODY
-from posttrain.rows import Judgment, Task, content_id, stable_seed
+from posttrain.rows import Judgment, Task, content_id
+
+NEW, KNOWN = "new", "known"
+"""What became of a judgment that was made elsewhere."""
+BLOCK = 10
+"""Shared judgments by which an annotator's agreement grows."""
 
 
 class Offered(NamedTuple):
@@ -48,8 +62,12 @@ class Progress(NamedTuple):
     judged: int
     mine: int
     """What one annotator did, tasks with a known answer among it."""
+    shown: tuple[int, int] = (0, 0)
+    """Judged and wanted as annotators see them: tasks with a known answer are in both, so that none
+    is told by its number."""
     shared: int = 0
-    """Judgments of others on tasks that this annotator judged too, skips aside."""
+    """Judgments of others on tasks that this annotator judged too, skips aside: full blocks of
+    `BLOCK`, so that nobody learns what somebody else said of one task."""
     agreed: int = 0
     """How many of them chose the same side."""
 
@@ -70,11 +88,16 @@ class Store:
         self._file = Database(path)
         self._lease_seconds, self._clock = lease_seconds, clock
 
-    def publish(self, tasks: Sequence[Task], gold_share: float = 0.0) -> None:
+    def publish(
+        self, tasks: Sequence[Task], gold_share: float = 0.0, forbidden: Sequence[str] = ()
+    ) -> None:
         """Put up the tasks in their order; the same ones twice change nothing.
 
-        A task with `times` wants as many judgments, each by somebody else; one with a known answer
-        goes to every annotator, `gold_share` of all that they get.
+        Args:
+            tasks: One with `times` wants as many judgments, each by somebody else.
+            gold_share: Of all that an annotator gets: tasks with a known answer, which go to
+                everybody.
+            forbidden: Texts that no edit may hold, such as `<|eot_id|>`.
 
         Raises:
             BadInput: other tasks stand there already.
@@ -91,7 +114,12 @@ class Store:
                     )
                 return
             times = [0 if task.gold else task.times or 1 for task in tasks]
-            told = {"tasks": content, "wanted": str(sum(times)), "gold_share": str(gold_share)}
+            told = {
+                "tasks": content,
+                "wanted": str(sum(times)),
+                "gold_share": str(gold_share),
+                "forbidden": json.dumps(list(forbidden)),
+            }
             db.executemany("insert into meta values (?, ?)", told.items())
             rows = zip(tasks, bodies, times, strict=True)
             db.executemany(
@@ -144,45 +172,63 @@ class Store:
         now = self._clock()
         with self._file.writing() as db:
             _check_open(db)
-            counts = _counts(db, annotator)
-            db.execute("delete from lease where opened < ?", (now - self._lease_seconds,))
+            counts = counts_of(db, annotator)
+            end_leases(db, now - self._lease_seconds)
             held = db.execute(
-                "select task, first from lease where annotator = ? "
+                "select task, first from lease where annotator = ? and ended = 0 "
                 "order by opened desc, rowid desc",
                 (annotator,),
             ).fetchone()
             if held is not None:
                 return Offered(_known(db, held[0]), held[1])
-            found = _free(db, annotator, _gold_is_due(db, annotator, counts))
+            found = free_task(db, annotator, gold_is_due(db, annotator, counts))
             if found is None:
                 return None
-            first = _side(counts, found, annotator)
-            db.execute("insert into lease values (?, ?, ?, ?)", (found, annotator, first, now))
-            column = "a_first" if first == "a" else "b_first"
-            db.execute(f"update annotator set {column} = {column} + 1 where id = ?", (annotator,))
+            seen = db.execute(
+                "select first from lease where task = ? and annotator = ?", (found, annotator)
+            ).fetchone()
+            first = seen[0] if seen is not None else side_for(counts, found, annotator)
+            lease_task(db, found, annotator, first, now)
+            if seen is None:
+                column = "a_first" if first == "a" else "b_first"
+                db.execute(
+                    f"update annotator set {column} = {column} + 1 where id = ?", (annotator,)
+                )
             return Offered(_known(db, found), first)
 
-    def submit(self, annotator: str, task_id: str, answer: Answer) -> Judgment:
+    def submit(
+        self, annotator: str, task_id: str, answer: Answer, shown: Side | None = None
+    ) -> Judgment:
         """Keep a judgment; it is on disk when this returns. The same one twice is kept once.
+
+        Args:
+            annotator: Who judges.
+            task_id: What is judged; a task that was left open for too long is taken if nobody else
+                has it.
+            answer: By the side that was shown first.
+            shown: The response that stood first on the page that was sent.
 
         Raises:
             Refused: closed, an unknown task or annotator, judged otherwise before, no longer open
-                to this annotator, or an answer that states no judgment.
+                to this annotator, shown the other way round, or an answer that states no judgment.
         """
         now = self._clock()
         with self._file.writing() as db:
             _check_open(db)
-            _counts(db, annotator)
+            counts_of(db, annotator)
+            end_leases(db, now - self._lease_seconds)
             task = _known(db, task_id)
             before = _standing(db, task_id, annotator)
             lease = db.execute(
                 "select first, opened from lease where task = ? and annotator = ?",
                 (task_id, annotator),
             ).fetchone()
-            if before is None and lease is None:
-                raise Refused("this task was not given to you, or it was too long ago")
+            if before is None and (lease is None or not is_free(db, task, annotator)):
+                raise Refused("this task was not given to you, or somebody else has it by now")
             first = before.first or "a" if before is not None else lease[0]
-            judgment = judgment_of(task, annotator, first, answer)
+            if shown is not None and shown != first:
+                raise Refused("the responses stood the other way round on that page")
+            judgment = judgment_of(task, annotator, first, answer, _forbidden(db))
             if before is not None:
                 if stated(before) != stated(judgment):
                     raise Refused("you have judged this task; undo that first")
@@ -212,21 +258,19 @@ class Store:
                 return None
             db.execute("update judgment set undone = ? where number = ?", (now, row[0]))
             recount(db, row[1], annotator, -1)
-            # The newest lease is the one that is offered.
-            db.execute(
-                "insert or replace into lease values (?, ?, ?, ?)",
-                (row[1], annotator, row[2] or "a", now),
-            )
+            if is_free(db, _known(db, row[1]), annotator):
+                # The newest lease is the one that is offered.
+                lease_task(db, row[1], annotator, row[2] or "a", now)
             return str(row[1])
 
-    def take(self, judgments: Iterable[Judgment]) -> list[str | None]:
+    def take(self, judgments: Iterable[Judgment]) -> list[str]:
         """Keep judgments that were made elsewhere, all of them or, killed in between, none.
 
         Who made them is an annotator from then on, without a link. The same judgment twice is
         kept once.
 
         Returns:
-            For each, None, or why it was refused.
+            For each, "new" or "known", else why it was refused.
 
         Raises:
             Refused: the collection is closed.
@@ -235,23 +279,22 @@ class Store:
             _check_open(db)
             return [self._taken(db, one) for one in judgments]
 
-    def _taken(self, db: sqlite3.Connection, one: Judgment) -> str | None:
+    def _taken(self, db: sqlite3.Connection, one: Judgment) -> str:
         try:
             _check_name(one.annotator)
-            made = checked(_known(db, one.task), one)
+            made = checked(_known(db, one.task), one, _forbidden(db))
             at = self._clock() if one.at is None else datetime.fromisoformat(one.at).timestamp()
         except (Refused, BadInput, ValueError) as error:
             return str(error)
         before = _standing(db, one.task, one.annotator)
         if before is not None:
             same = stated(before) == stated(made)
-            return None if same else f"{one.annotator} has judged {one.task} otherwise"
+            return KNOWN if same else f"{one.annotator} has judged {one.task} otherwise"
         db.execute("insert or ignore into annotator (id) values (?)", (one.annotator,))
         insert_judgment(db, made, at, _is_shared(_known(db, one.task)))
-        where = (one.task, one.annotator)
-        db.execute("delete from lease where task = ? and annotator = ?", where)
+        db.execute("delete from lease where task = ? and annotator = ?", (one.task, one.annotator))
         recount(db, one.task, one.annotator, 1)
-        return None
+        return NEW
 
     def progress(self, annotator: str = "") -> Progress:
         """How far the collection is, and how much of it one annotator did."""
@@ -262,15 +305,18 @@ class Store:
         mine = db.execute(
             "select coalesce(sum(done + gold_done), 0) from annotator where id = ?", (annotator,)
         ).fetchone()[0]
-        shared, agreed = db.execute(
-            "select count(*), coalesce(sum(mine.choice = other.choice), 0) from judgment mine "
+        same = db.execute(
+            "select mine.choice = other.choice from judgment mine "
             "join judgment other on other.task = mine.task and other.number <> mine.number "
             "where mine.shared > 0 and mine.undone is null and mine.annotator = ? "
             "and other.shared > 0 and other.undone is null "
-            "and mine.choice <> 'skip' and other.choice <> 'skip'",
+            "and mine.choice <> 'skip' and other.choice <> 'skip' "
+            "order by max(mine.number, other.number)",
             (annotator,),
-        ).fetchone()
-        return Progress(wanted, wanted - left, mine, shared, agreed)
+        ).fetchall()
+        blocks = [row[0] for row in same[: len(same) // BLOCK * BLOCK]]
+        shown = _shown(db, wanted - left, wanted)
+        return Progress(wanted, wanted - left, mine, shown, len(blocks), sum(blocks))
 
     def judgments(self) -> list[Judgment]:
         """Every judgment that stands, in the order in which they came."""
@@ -322,34 +368,17 @@ def _standing(db: sqlite3.Connection, task_id: str, annotator: str) -> Judgment 
     return None if row is None else judgment_from(row)
 
 
-def _free(db: sqlite3.Connection, annotator: str, gold: bool) -> str | None:
-    """The first task that an annotator can have: one with a known answer where it is due."""
-    mine = "select 1 from judgment j where j.task = t.id and j.annotator = ? and j.undone is null"
-    if gold:
-        found = db.execute(
-            f"select id from task t where gold > 0 and not exists ({mine}) order by place limit 1",
-            (annotator,),
-        ).fetchone()
-        if found is not None:
-            return str(found[0])
-    found = db.execute(
-        f"select id from task t where open > 0 and not exists ({mine}) "
-        "and open > (select count(*) from lease l where l.task = t.id) order by place limit 1",
-        (annotator,),
-    ).fetchone()
-    return None if found is None else str(found[0])
+def _forbidden(db: sqlite3.Connection) -> list[str]:
+    row = db.execute("select value from meta where key = 'forbidden'").fetchone()
+    return [str(text) for text in json.loads(row[0])]
 
 
-def _gold_is_due(db: sqlite3.Connection, annotator: str, counts: tuple[int, ...]) -> bool:
-    """Whether the next task of an annotator has a known answer: one of each block, anywhere."""
+def _shown(db: sqlite3.Connection, judged: int, wanted: int) -> tuple[int, int]:
+    """The numbers with tasks whose answer is known: as many as there will be, as far as we know."""
     share = float(db.execute("select value from meta where key = 'gold_share'").fetchone()[0])
-    if not share:
-        return False
-    *_, done, gold_done = counts
-    size = max(1, round(1 / share))
-    block, place = divmod(done + gold_done, size)
-    due = place >= stable_seed("gold", annotator, block) % size
-    return gold_done < block + due
+    done = db.execute("select coalesce(sum(gold_done), 0) from annotator").fetchone()[0]
+    expected = round(wanted * share / (1 - share))
+    return judged + done, wanted + max(done, expected)
 
 
 def _is_shared(task: Task) -> bool:
@@ -358,20 +387,3 @@ def _is_shared(task: Task) -> bool:
 
 def _hashed(token: str) -> str:
     return sha256(token.encode()).hexdigest()
-
-
-def _counts(db: sqlite3.Connection, annotator: str) -> tuple[int, ...]:
-    """How often `a` and `b` stood first, and what was done; of the tasks, and of those known."""
-    row = db.execute(
-        "select a_first, b_first, done, gold_done from annotator where id = ?", (annotator,)
-    ).fetchone()
-    if row is None:
-        raise Refused(f"there is no annotator {annotator}")
-    return tuple(int(count) for count in row)
-
-
-def _side(counts: Sequence[int], task_id: str, annotator: str) -> Side:
-    """The response that is shown first: each annotator sees both sides equally often."""
-    if counts[0] != counts[1]:
-        return "a" if counts[0] < counts[1] else "b"
-    return "b" if stable_seed("first", task_id, annotator) % 2 else "a"

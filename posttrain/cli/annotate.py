@@ -41,7 +41,8 @@ def annotate_add(
 ) -> None:
     """Make somebody's personal link; an earlier one of the same name ends."""
     collection = _opened(workspace, plan, overrides, run, number)
-    typer.echo(f"http://{host}:{port}/a/{collection.store.add_annotator(name)}")
+    place = call("posttrain.annotate.collection:address", host, port)
+    typer.echo(f"{place}/a/{collection.store.add_annotator(name)}")
 
 
 @annotate_app.command("serve")
@@ -65,10 +66,11 @@ def annotate_serve(
             f"--host {host}: others can reach this page, and nobody has a link yet; make links "
             f"first: posttrain annotate add {number} NAME --host {host}"
         )
+    place = call("posttrain.annotate.collection:address", host, port)
     if not names or names == [ALONE]:
-        typer.echo(f"http://{host}:{port}/a/{collection.store.add_annotator(ALONE)}")
+        typer.echo(f"{place}/a/{collection.own_token(ALONE)}")
     else:
-        typer.echo(f"serving {', '.join(names)} on http://{host}:{port}, each by their own link")
+        typer.echo(f"serving {', '.join(names)} on {place}, each by their own link")
     try:
         call("posttrain.annotate.serving:serve", collection, host, port)
     except ModuleNotFoundError as error:

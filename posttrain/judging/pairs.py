@@ -20,6 +20,7 @@ from posttrain.rows import Judgment, Messages, Strength, Task
 
 TIE = 5
 SCALE = tuple(range(1, 2 * TIE))
+GRADES = tuple(range(1, SIMULATED_MAXIMUM + 1))
 
 
 class Verdicts(NamedTuple):
@@ -102,7 +103,7 @@ class SimulatedComparer:
         """
         if "grade" not in functions:
             raise BadInput(f"{rules}: a simulated judge needs a function grade()")
-        self._grade, self._verify = functions["grade"], verify
+        self._rules, self._grade, self._verify = rules, functions["grade"], verify
 
     def compare(self, tasks: Sequence[Task]) -> list[Verdicts]:
         """The same in both orders; None where the rules grade one of the responses not at all."""
@@ -111,6 +112,9 @@ class SimulatedComparer:
             self._grade(prompt, candidate.response, passed)
             for (candidate, prompt), passed in zip(pairs, self._verify(pairs), strict=True)
         ]
+        wrong = [one for one in grades if one is not None and one not in GRADES]
+        if wrong:
+            raise BadInput(f"{self._rules}: grade answered {wrong[0]!r}, expected 1 to 3, or None")
         return [_by_grades(a, b) for a, b in zip(grades[::2], grades[1::2], strict=True)]
 
     def close(self) -> None:

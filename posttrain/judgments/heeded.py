@@ -63,20 +63,24 @@ def heed(
         asked, help_wanted = annotator.quality, annotator.judge or JudgeHelp()
     bad = flagged(told["annotators"], asked)
     left_out = bad if asked.leave_out else []
+    answered = {one.task for one in given}
+    heard = [one for one in given if one.annotator not in left_out]
     for one in given:
         if one.annotator in left_out:
             dropped.append((one.id, f"left out: the judgments of {one.annotator}"))
         else:
             by_task[one.task].append(one)
+    if left_out:
+        told["agreement"] = quality_of(tasks, heard, confidence)["agreement"]
     told |= {"flagged": bad, "left_out": left_out}
     if labels:
-        told["judge"] = agreement_with(labels, tasks, given, confidence)
+        told["judge"] = agreement_with(labels, tasks, heard, confidence)
         told["judge"]["name"] = labels[0].annotator
     heeded = _stand_ins(tasks, by_task, labels, help_wanted, told)
     for task in tasks:
         if task.id in heeded:
             by_task[task.id] = [heeded[task.id]]
-        elif not by_task[task.id] and task.id not in closed and task.gold is None:
+        elif task.id not in answered | closed and task.gold is None:
             dropped.append((task.id, UNANSWERED))
     return Heeded(by_task, dropped, told)
 

@@ -132,7 +132,9 @@ def _habits(rows: Sequence[Judgment], gold: Mapping[str, str], confidence: float
     """What one annotator did."""
     chosen = [one for one in rows if one.strength is not None]
     placed = [one.choice == one.first for one in chosen if one.first is not None]
-    known = [one.choice == gold[one.task] for one in rows if one.task in gold]
+    known = [
+        one.choice == gold[one.task] for one in rows if one.task in gold and one.choice != "skip"
+    ]
     seconds = [one.seconds for one in rows if one.seconds is not None]
     strengths = Counter(str(one.strength) for one in chosen)
     return {

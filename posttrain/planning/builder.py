@@ -57,7 +57,7 @@ VERSIONS = {
     "measure_reward": 2,
     "dials": 1,
     "gate": 2,
-    "tasks": 3,
+    "tasks": 4,
     "label": 1,
 }
 

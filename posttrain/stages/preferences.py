@@ -207,9 +207,10 @@ def _answers_of_people(
     share = answered_share(tasks, table.rows)
     if share < annotator.min_answered:
         answered = {row.task for row in table.rows}
-        missing = [task.id for task in tasks if task.id not in answered and task.gold is None]
+        asked = [task.id for task in tasks if task.gold is None]
+        missing = [task for task in asked if task not in answered]
         raise WaitingForPeople(
-            f"{inputs['answers']} answers {len(tasks) - len(missing)} of {len(tasks)} tasks, "
+            f"{inputs['answers']} answers {len(asked) - len(missing)} of {len(asked)} tasks, "
             f"{share:.0%} of the judgments that are wanted, annotator.min_answered asks for "
             f"{annotator.min_answered:.0%}; the next without an answer is {(missing or ['-'])[0]}"
         )

@@ -5,6 +5,7 @@ say. Which two models answer takes turns, prompt by prompt; which response is `a
 the task's id, so that nobody can tell a model by its side.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -17,7 +18,17 @@ from posttrain.models.chat import control_tokens, load_tokenizer
 from posttrain.preference_rows import JudgedRow
 from posttrain.prompt_sources import gather_prompts
 from posttrain.responses import CONTROL_TOKEN, Draw, contains_any, plain_requests
-from posttrain.rows import Message, Messages, Preference, Prompt, Task, content_id, stable_seed
+from posttrain.rows import (
+    CONTROL_TOKENS,
+    ID_HEX_DIGITS,
+    Message,
+    Messages,
+    Preference,
+    Prompt,
+    Task,
+    content_id,
+    stable_seed,
+)
 from posttrain.sampling.service import KeptEngine
 from posttrain.sampling.shards import generate_in_shards
 from posttrain.settings.stages import TasksStage
@@ -34,9 +45,7 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
     """Write `tasks.jsonl`, first things first; answers are rows of `posttrain.rows.Judgment`."""
     gathered = gather_prompts(inputs, settings, settings.round + 1, out)
     forbidden = control_tokens(load_tokenizer(inputs["base"]))
-    found = [prompt for split in gathered.by_split.values() for prompt in split]
-    found.sort(key=lambda p: content_id(p.id))
-    prompts = _wanted(_in_order(found, inputs, settings), settings, out)
+    prompts = _wanted(_in_order(gathered.prompts, inputs, settings), settings, out)
     asked = sorted(prompts, key=lambda p: content_id(p.id))
     pairs = {p.id: _pair(inputs, settings, p, place) for place, p in enumerate(asked)}
     answers = _all_answers(inputs, settings, out, asked, pairs)
@@ -64,6 +73,7 @@ def run(inputs: Inputs, settings: TasksStage, out: Output) -> None:
     out.part("tasks", gathered.rows_in, len(tasks))
     known = _gold(inputs, settings, {task.id for task in tasks}, forbidden, out)
     out.write("tasks", [*tasks, *known])
+    out.write_json(CONTROL_TOKENS.removesuffix(".json"), {"tokens": list(forbidden)})
     out.metrics(
         tasks=_by_capability(tasks),
         judged_twice=sum(task.times == 2 for task in tasks),
@@ -75,6 +85,8 @@ def _in_order(prompts: Sequence[Prompt], inputs: Inputs, settings: TasksStage) -
     """Prompts as they are to be judged: where the policy lags most first (section 4.2.1)."""
     if settings.tasks.order == "given":
         return prompts
+    # Among equals chance decides, so that no source comes first.
+    prompts = sorted(prompts, key=lambda p: content_id(p.id))
     passed: dict[tuple[str, int | None], list[bool]] = defaultdict(list)
     for row in json_lines(inputs["measure"] / "responses.jsonl"):
         if row["split"] == "dev" and row["mode"] == "sampled" and row.get("passed") is not None:
@@ -180,7 +192,7 @@ def _answers(
 
 def _task(prompt: Prompt, texts: Pair, models: Pair, settings: TasksStage) -> Task:
     a, b = ((Message(role="assistant", content=text),) for text in texts)
-    task_id = f"round-{settings.round}/{prompt.id}"
+    task_id = _task_id(settings, prompt.id)
     share = stable_seed(settings.seed, "twice", task_id) / 2**31
     return Task.model_validate(
         {
@@ -199,6 +211,12 @@ def _task(prompt: Prompt, texts: Pair, models: Pair, settings: TasksStage) -> Ta
             "level": prompt.level,
         }
     )
+
+
+def _task_id(settings: TasksStage, row_id: str) -> str:
+    """All of one shape, so that nobody knows a task by its id; `parents` hold the row's own."""
+    own = row_id if re.fullmatch(f"[0-9a-f]{{{ID_HEX_DIGITS}}}", row_id) else content_id([row_id])
+    return f"round-{settings.round}/{own}"
 
 
 def _gold(
@@ -232,8 +250,7 @@ def _gold_task(row: Preference, settings: TasksStage) -> Task:
     extra = row.model_extra or {}
     return Task.model_validate(
         {
-            # Of the shape that ids of prompts have: nobody shall know it by that.
-            "id": f"round-{settings.round}/{content_id([row.id])}",
+            "id": _task_id(settings, f"gold/{row.id}"),
             "parents": (row.id,),
             "prompt": row.prompt,
             "a": sides[turned],

@@ -6,6 +6,7 @@ const edit = document.getElementById("edit");
 const edited = document.getElementById("edited");
 const editing = document.getElementById("editing");
 const diff = document.getElementById("diff");
+const typed = {};
 let asked = 0;
 
 function chosen() {
@@ -30,8 +31,10 @@ function mark() {
 function startEdit() {
   const side = chosen();
   if (!side || editing.value === side) return;
+  // What was typed for the other response is kept for when it is chosen again.
+  if (editing.value) typed[editing.value] = edited.value;
   editing.value = side;
-  edited.value = source(side);
+  edited.value = typed[side] ?? source(side);
   showDiff();
 }
 
