@@ -143,7 +143,7 @@ def _flipped(run: Run) -> dict[str, float]:
     for number in range(1, 7):
         tasks = load_rows(run.folder.root / f"round-{number - 1}/tasks/tasks.jsonl", Task)
         given = {
-            row["task"]: row["choice"]
+            (row["task"], row["annotator"]): row["choice"]
             for row in json_lines(run.folder.root / f"round-{number}/preferences/judgments.jsonl")
         }
 
@@ -154,7 +154,7 @@ def _flipped(run: Run) -> dict[str, float]:
         for judgment in simulate(tasks, people, passed, plan.seed):
             if judgment.choice != "tie":
                 total += 1
-                wrong += given[judgment.task] != judgment.choice
+                wrong += given[judgment.task, judgment.annotator] != judgment.choice
     return {"share": round(wrong / total, 4), "judgments": total}
 
 

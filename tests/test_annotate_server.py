@@ -124,6 +124,9 @@ def own(client: TestClient) -> dict[str, str]:
         ({"Origin": "null"}, 403),
         ({"Host": "evil.example"}, 421),
         ({"Origin": f"http://{HOST}"}, 200),
+        # Behind a proxy that speaks TLS.
+        ({"Origin": f"https://{HOST}"}, 200),
+        ({"Origin": f"https://{HOST}.evil.example"}, 403),
     ],
 )
 def test_requests_of_other_sites_are_refused(
@@ -139,6 +142,8 @@ def test_requests_of_other_sites_are_refused(
     ("changes", "reason"),
     [
         ({"check": "0" * 64}, "does not know you"),
+        ({"check": "é"}, "does not know you"),
+        ({"order": ""}, "which response stood first"),
         ({"task": "t9"}, "no task t9"),
         ({"task": "t2"}, "not given to you"),
         ({"verdict": ""}, "choose one of the answers"),
@@ -163,6 +168,31 @@ def test_an_edit_of_ten_megabytes_is_refused_before_it_is_read(store: Store) -> 
     fields: dict[str, Any] = form(client, verdict="first/better", editing="first")
     answer = client.post("/judge", data={**fields, "edited": "x" * 10_000_000})
     assert answer.status_code == 413 and store.judgments() == []
+
+
+def test_an_edit_of_the_length_that_is_allowed_gets_through_in_any_script(store: Store) -> None:
+    client = visitor(store)
+    fields = form(client, verdict="first/better", editing="first", edited="字" * LONGEST_EDIT)
+    assert client.post("/judge", data=fields).status_code == 200
+    (made,) = store.judgments()
+    assert made.edited is not None and len(made.edited[0].content) == LONGEST_EDIT
+
+
+@pytest.mark.parametrize(
+    "body", ["[", "[" * 100_000, '{"before": "a"}', '{"before": "a", "after": "\\ud83d"}', "1"]
+)
+def test_a_diff_of_nothing_is_refused(store: Store, body: str) -> None:
+    client = visitor(store)
+    assert client.post("/diff", content=body, headers=own(client)).status_code == 400
+
+
+def test_a_page_from_before_the_order_changed_is_refused(store: Store) -> None:
+    client = visitor(store)
+    fields = form(client, verdict="first/better")
+    fields["order"] = "b" if fields["order"] == "a" else "a"
+    answer = client.post("/judge", data=fields)
+    assert answer.status_code == 409 and "the other way round" in answer.text
+    assert store.judgments() == []
 
 
 def test_without_a_link_nobody_sees_a_task(store: Store) -> None:
