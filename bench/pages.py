@@ -144,8 +144,8 @@ def _promises(seeds: list[list[dict[str, Any]]], asked: list[dict[str, Any]]) ->
         "next test sampled fell at most by "
         f"{each('largest drop of test sampled from one model to the next', '{:.1f}')} points "
         f"(below 0: it always rose). {100 * min(wrong):.0f} to {100 * max(wrong):.0f} % of the "
-        "people's labels are wrong, known answers among them. `sure!` opens so many of the sampled test responses outside "
-        f"steering (%): {filler}."
+        "people's labels are wrong, known answers among them. `sure!` opens so many of the sampled "
+        f"test responses outside steering (%): {filler}."
     )
 
 
