@@ -120,7 +120,7 @@ def test_running_again_does_nothing_and_is_quick(workspace: Path) -> None:
     begun = time.monotonic()
     done = command(workspace, "run")
     assert time.monotonic() - begun < 10
-    assert "31 of 31 steps already done" in done.stdout
+    assert "33 of 33 steps already done" in done.stdout
     assert before == {p: p.stat().st_mtime_ns for p in run_folder(workspace).rglob("manifest.json")}
 
 
@@ -204,6 +204,6 @@ def test_gc_keeps_what_the_plan_names_and_the_run_stays_done(
     chosen = {policy["step"], policy["best"]["step"]}
     assert left == {"round-2/rm", "round-2/sft", "round-2/dpo", *chosen}
     assert (run_folder(copy) / "round-1/dpo-a/manifest.json").is_file()
-    assert "31 of 31 steps already done" in command(copy, "run").stdout
+    assert "33 of 33 steps already done" in command(copy, "run").stdout
     command(copy, "status", "--verify")
     command(copy, "report")

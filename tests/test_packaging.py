@@ -135,8 +135,9 @@ def test_commands_that_only_look_load_nothing_heavy(tmp_path: Path, command: str
 
 def test_no_module_of_the_words_or_the_disk_is_heavy(tmp_path: Path) -> None:
     modules = (
-        "rows tables workspace hooks generation planning controller annotation settings.plan "
-        "steps.run_folder steps.worker"
+        "rows tables workspace hooks generation planning controller settings.plan "
+        "judgments.preferences judgments.simulated steps.run_folder steps.worker "
+        "annotate.collection"
     )
     imports = "".join(f"import posttrain.{name}\n" for name in modules.split())
     loaded = call(sys.executable, "-c", f"import json, sys\n{imports}{LOADED}", cwd=tmp_path)
