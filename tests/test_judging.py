@@ -25,11 +25,16 @@ from posttrain.judging.contract import Judged, Opinion
 from posttrain.judging.model import ModelJudge, read_grade, read_tags
 from posttrain.judging.rubrics import render_rubric
 from posttrain.judging.simulated import SimulatedJudge
-from posttrain.rows import Candidate, Message, Prompt
+from posttrain.rows import Candidate, Judgment, Message, Prompt
 from posttrain.settings.engines import TransformersEngineSettings
 from posttrain.settings.judges import EndpointJudge, VllmJudge
+from posttrain.settings.resources import Resources
+from posttrain.settings.stages import LabelStage
+from posttrain.stages import label
 from posttrain.steps.fingerprint import ContentHashes
-from posttrain.workspace import load_functions
+from posttrain.steps.output import Inputs, Output
+from posttrain.tables import load_rows, write_rows
+from posttrain.workspace import Workspace, load_functions
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "rounds/tiny/base"
@@ -252,6 +257,59 @@ def test_a_server_that_answers_prose_leaves_rows_unscored(
     form = bodies[0]["response_format"]["json_schema"]["schema"]
     assert form["properties"]["answer"] == {"type": "string", "enum": ["1", "2", "3"]}
     assert {body["model"] for body in bodies} == {"big"}
+
+
+def test_a_server_labels_tasks_in_both_orders(
+    chat: Callable[[Callable[[dict[str, Any]], str]], str], tmp_path: Path
+) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        text = body["messages"][0]["content"]
+        first, second = text.index("right"), text.index("wrong")
+        if "prose?" in text:
+            return "The first one, I think."
+        if "biased?" in text:
+            return '{"answer": "2"}'
+        return "1" if first < second else "7"
+
+    prompts = ("plain?", "biased?", "prose?")
+    rows = [
+        {
+            "id": f"t{place}",
+            "prompt": [{"role": "user", "content": text}],
+            "a": [{"role": "assistant", "content": "right"}],
+            "b": [{"role": "assistant", "content": "wrong"}],
+            "model_a": "x",
+            "model_b": "y",
+            "capability": "math",
+            "batch": "round-2",
+        }
+        for place, text in enumerate(prompts)
+    ]
+    write_rows(tmp_path / "tasks/tasks.jsonl", rows)
+    server = EndpointJudge(type="openai", url=chat(answer), model="big", retries=0)
+    inputs = Inputs(
+        {"tasks": tmp_path / "tasks", "rubric": rubric("pair")},
+        Workspace(tmp_path),
+        Resources(),
+        tmp_path / "run/machine.json",
+    )
+    (tmp_path / "out").mkdir()
+    out = Output(tmp_path / "out", lambda done, total: None)
+    label.run(inputs, LabelStage(seed=0, judge=server, recipes={}), out)
+    books = out.close()
+    made = load_rows(tmp_path / "out/judgments.jsonl", Judgment)
+    assert [(one.task, one.choice, one.strength, one.annotator) for one in made] == [
+        ("t0", "a", "slightly better", "judge big"),
+        ("t1", "tie", None, "judge big"),
+    ]
+    assert books["metrics"] == {
+        "judge": "judge big",
+        "unscored": 1,
+        "flipped": 1,
+        "first_share": 0.75,
+    }
+    (part,) = books["funnel"]
+    assert (part["rows_in"], part["rows_out"], part["dropped"]) == (3, 2, {"unscored": 1})
 
 
 def test_tags_that_mean_the_same_count_once(tmp_path: Path) -> None:
