@@ -312,6 +312,10 @@ class Task(_Row):
     """The response that is known to be better: the task checks annotators, and makes no
     preference."""
 
+    def sides(self, first: Literal["a", "b"]) -> tuple[Messages, Messages]:
+        """Both responses, that one first: as shown, or chosen and rejected."""
+        return (self.a, self.b) if first == "a" else (self.b, self.a)
+
     @model_validator(mode="after")
     def _two_models(self) -> Self:
         if self.model_a == self.model_b:

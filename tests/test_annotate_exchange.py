@@ -125,6 +125,7 @@ def test_what_others_wrote_wrongly_is_refused_with_its_reason(tmp_path: Path) ->
     done = import_judgments(target, tmp_path / "in.jsonl", "jsonl", {}, 1.0)
     # One that states nothing costs no other of its task.
     assert done.taken == 2 and len(done.rejects) == 6
+    assert {one.line for one in done.rejects} == {2, 3, 4, 5, 6, 7}
     reasons = " | ".join(one.reason for one in done.rejects)
     for part in (
         "no task round-9/q1",
@@ -166,18 +167,18 @@ def exported(**changes: Any) -> list[dict[str, Any]]:
 
 
 def test_an_annotation_of_label_studio_becomes_a_judgment() -> None:
-    (made,), rejects = judgments_of(exported(), TASKS, {1: "ana"}, "export.json")
+    ((_, made),), rejects = judgments_of(exported(), TASKS, {1: "ana"}, "export.json")
     assert not rejects
     order = first_side(TASKS[3])
     assert made.choice == ("b" if order == "a" else "a") and made.first == order
     assert (made.id, made.annotator, made.seconds) == ("round-1/q3/ana", "ana", 5.347)
     assert made.at == "2026-11-22T08:16:59.102907+00:00" and made.strength == Strength.SLIGHTLY
     assert made.edited is not None and made.edited[0].content == "better\nwith a line"
-    (stranger,), _ = judgments_of(exported(completed_by={"id": 5}), TASKS, {1: "ana"}, "e")
+    ((_, stranger),), _ = judgments_of(exported(completed_by={"id": 5}), TASKS, {1: "ana"}, "e")
     assert stranger.annotator == "label-studio-5"
-    (skip,), _ = judgments_of(exported(was_cancelled=True, result=[]), TASKS, {}, "e")
+    ((_, skip),), _ = judgments_of(exported(was_cancelled=True, result=[]), TASKS, {}, "e")
     assert skip.choice == "skip"
-    (even,), _ = judgments_of(exported(result=[TIE]), TASKS, {}, "e")
+    ((_, even),), _ = judgments_of(exported(result=[TIE]), TASKS, {}, "e")
     assert even.choice == "tie"
     sides = {first_side(one) for one in TASKS}
     assert sides == {"a", "b"}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from posttrain.errors import BadInput
 from posttrain.judging.askers import Question
 from posttrain.judging.pairs import ModelComparer, SimulatedComparer, Verdicts, judgment_of
+from posttrain.judging.simulated import SimulatedJudge
 from posttrain.judgments.heeded import NOBODY, answered_share, heed
 from posttrain.judgments.preferences import preference_of
 from posttrain.judgments.quality import agreement, krippendorff_alpha, quality_of
@@ -364,16 +365,16 @@ def test_a_simulated_judge_compares_its_grades() -> None:
         assert passed == ("a" in response.partition(" ")[2])
         return grades.get(response)
 
+    rules = Path("people.py")
+
     def verify(pairs: Sequence[tuple[Candidate, Prompt]]) -> list[bool]:
         return ["a" in one.response.partition(" ")[2] for one, _ in pairs]
 
-    judge = SimulatedComparer(Path("people.py"), {"grade": grade}, verify)
+    judge = SimulatedComparer(SimulatedJudge(rules, lambda _: {"grade": grade}), verify)
     found = judge.compare([task(n) for n in range(4)])
     assert found == [Verdicts(1, 9), Verdicts(8, 2), Verdicts(5, 5), Verdicts(None, None)]
     made = [judgment_of(task(n), one, judge.label) for n, one in enumerate(found)]
     assert made[0] is not None and made[0].strength == Strength.SIGNIFICANTLY
-    odd = SimulatedComparer(Path("people.py"), {"grade": lambda *_: 5}, verify)
-    with pytest.raises(BadInput, match="grade answered 5, expected 1 to 3"):
+    odd = SimulatedComparer(SimulatedJudge(rules, lambda _: {"grade": lambda *_: 5}), verify)
+    with pytest.raises(BadInput, match="grade answered 5 for t0/a, expected 1 to 3"):
         odd.compare([task(0)])
-    with pytest.raises(BadInput, match="function grade"):
-        SimulatedComparer(Path("people.py"), {}, verify)

@@ -184,8 +184,9 @@ def main() -> None:
     api = httpx.Client(base_url=options.url, headers=headers, timeout=60)
     project, numbers = new_project(api, folder / "ls")
     people = {api.get("/api/current-user/whoami").json()["id"]: "ana", sign_up(options.url): "ben"}
-    wanted = judge_in_page(options, project, numbers, source.tasks[:5])
-    wanted |= judge_by_api(options.url, numbers, source.tasks[5:])
+    in_page = judge_in_page(options, project, numbers, source.tasks[:5])
+    by_api = judge_by_api(options.url, numbers, source.tasks[5:])
+    wanted = in_page | by_api
     query = {"exportType": "JSON", "download_all_tasks": "true"}
     exported = api.get(f"/api/projects/{project}/export", params=query)
     (folder / "export.json").write_text(exported.text)
@@ -201,8 +202,8 @@ def main() -> None:
     result = {
         "label_studio": api.get("/api/version").json().get("release"),
         "tasks": len(source.tasks),
-        "judged_in_its_page": 5,
-        "judged_by_its_api": 7,
+        "judged_in_its_page": len(in_page),
+        "judged_by_its_api": len(by_api),
         "imported": done.taken,
         "refused": len(done.rejects),
         "differences_in_id_choice_strength_order_annotator_time_edit": wrong,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from posttrain.errors import BadInput
-from posttrain.rows import Judgment, Message, Strength, Task
+from posttrain.rows import Judgment, Message, Messages, Strength, Task
 from posttrain.tables import complaint
 
 Side = Literal["a", "b"]
@@ -44,12 +44,8 @@ def judgment_of(
     Raises:
         Refused: it states none.
     """
-    second: Side = "b" if first == "a" else "a"
-    choice = {"first": first, "second": second}.get(answer.choice, answer.choice)
-    edited = None
-    if answer.edited is not None and choice in ("a", "b"):
-        chosen = task.a if choice == "a" else task.b
-        edited = (*chosen[:-1], Message(role="assistant", content=answer.edited))
+    choice = side_of(answer.choice, first)
+    edited = with_edit(task, choice, answer.edited)
     if answer.choice == "skip" and not answer.reason.strip():
         raise Refused("say why you skip this task")
     try:
@@ -68,6 +64,20 @@ def judgment_of(
     return checked(task, made, forbidden)
 
 
+def side_of(choice: str, first: Side) -> str:
+    """A choice by the responses and not by their places; `tie` and `skip` stay as they are."""
+    second: Side = "b" if first == "a" else "a"
+    return {"first": first, "second": second}.get(choice, choice)
+
+
+def with_edit(task: Task, choice: str, text: str | None) -> Messages | None:
+    """The chosen response with its last turn as it should read; None where nothing is edited."""
+    if text is None or choice not in ("a", "b"):
+        return None
+    chosen = task.a if choice == "a" else task.b
+    return (*chosen[:-1], Message(role="assistant", content=text))
+
+
 def checked(task: Task, judgment: Judgment, forbidden: Sequence[str] = ()) -> Judgment:
     """The judgment, without an edit that changes nothing.
 
@@ -79,7 +89,7 @@ def checked(task: Task, judgment: Judgment, forbidden: Sequence[str] = ()) -> Ju
         raise Refused(f"the reason has more than {LONGEST_REASON:,} characters")
     if judgment.edited is None:
         return judgment
-    if judgment.choice not in ("a", "b"):
+    if judgment.choice != "a" and judgment.choice != "b":
         raise Refused("an edit belongs to a chosen response")
     text = judgment.edited[-1].content
     if len(text) > LONGEST_EDIT:
@@ -87,7 +97,7 @@ def checked(task: Task, judgment: Judgment, forbidden: Sequence[str] = ()) -> Ju
     held = next((token for token in forbidden if token in text), None)
     if held is not None:
         raise Refused(f"the edit holds {held}, which is a control token of the model")
-    chosen, rejected = (task.a, task.b) if judgment.choice == "a" else (task.b, task.a)
+    chosen, rejected = task.sides(judgment.choice)
     if not text.strip():
         raise Refused("the edit is empty")
     if text.strip() == rejected[-1].content.strip():

@@ -19,18 +19,19 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.annotate import label_studio
-from posttrain.annotate.answers import Side
+from posttrain.annotate.answers import Side, side_of, with_edit
 from posttrain.annotate.collection import Collection
 from posttrain.annotate.label_studio import first_side
 from posttrain.annotate.store import KNOWN, NEW
 from posttrain.errors import BadInput
-from posttrain.rows import Judgment, Message, Strength, Task, stable_seed
+from posttrain.rows import Judgment, Strength, Task, stable_seed
 from posttrain.tables import (
     Reject,
     check_share,
     complaint,
     excerpt,
-    read_table,
+    parse_row,
+    raw_rows,
     write_json,
     write_rows,
 )
@@ -141,10 +142,10 @@ def import_judgments(
         judgments, rejects = _read(path, collection.tasks)
     total = len(judgments) + len(rejects)
     check_share(rejects, total, reject_share, "resources.reject_share")
-    told = collection.store.take(judgments)
+    told = collection.store.take([one for _, one in judgments])
     rejects += [
-        Reject(path.name, 0, reason, f"{one.task} by {one.annotator}")
-        for one, reason in zip(judgments, told, strict=True)
+        Reject(path.name, line, reason, f"{one.task} by {one.annotator}")
+        for (line, one), reason in zip(judgments, told, strict=True)
         if reason not in (NEW, KNOWN)
     ]
     return Imported(told.count(NEW), rejects)
@@ -168,8 +169,7 @@ def _json(path: Path) -> object:
 
 def _row(task: Task, judgments: Iterable[Judgment]) -> dict[str, Any]:
     order = first_side(task)
-    sides = (task.a, task.b) if order == "a" else (task.b, task.a)
-    first, second = ([turn.to_json() for turn in side] for side in sides)
+    first, second = ([turn.to_json() for turn in side] for side in task.sides(order))
     made = []
     for one in judgments:
         exchanged = ExchangedJudgment(
@@ -198,38 +198,35 @@ def _place(side: str, order: Side) -> Place:
     return "first" if side == order else "second"
 
 
-def _side(place: Place, order: Side) -> Side:
-    other: Side = "b" if order == "a" else "a"
-    return order if place == "first" else other
-
-
-def _read(path: Path, tasks: Sequence[Task]) -> tuple[list[Judgment], list[Reject]]:
+def _read(path: Path, tasks: Sequence[Task]) -> tuple[list[tuple[int, Judgment]], list[Reject]]:
+    """The judgments of a file with their lines, and what is none."""
     known = {task.id: task for task in tasks}
-    table = read_table(path, ExchangedTask)
-    rejects, judgments = list(table.rejects), []
-    for row in table.rows:
+    rejects: list[Reject] = []
+    judgments: list[tuple[int, Judgment]] = []
+    for line, raw in raw_rows(path):
+        row = parse_row(raw, ExchangedTask)
+        if isinstance(row, str):
+            rejects.append(Reject(path.name, line, row, excerpt(raw)))
+            continue
         task = known.get(row.id)
         if task is None:
-            rejects.append(Reject(path.name, 0, f"there is no task {row.id}"))
+            rejects.append(Reject(path.name, line, f"there is no task {row.id}"))
             continue
         for one in row.judgments:
             try:
-                judgments.append(_judgment(task, ExchangedJudgment.model_validate(one)))
+                made = _judgment(task, ExchangedJudgment.model_validate(one))
             except ValueError as error:
                 reason = f"{row.id}: {complaint(error)}"
-                rejects.append(Reject(path.name, 0, reason, excerpt(one)))
+                rejects.append(Reject(path.name, line, reason, excerpt(one)))
+            else:
+                judgments.append((line, made))
     return judgments, rejects
 
 
 def _judgment(task: Task, one: ExchangedJudgment) -> Judgment:
     order = first_side(task)
-    choice: str = one.choice
-    if one.choice in ("first", "second"):
-        choice = _side(one.choice, order)
-    chosen = task.a if choice == "a" else task.b
-    edited = None
-    if one.edited is not None:
-        edited = (*chosen[:-1], Message(role="assistant", content=one.edited))
+    choice = side_of(one.choice, order)
+    edited = with_edit(task, choice, one.edited)
     return Judgment.model_validate(
         {
             "id": f"{task.id}/{one.annotator}",
@@ -240,7 +237,7 @@ def _judgment(task: Task, one: ExchangedJudgment) -> Judgment:
             "edited": edited,
             "annotator": one.annotator,
             "reason": one.reason,
-            "first": None if one.shown is None else _side(one.shown, order),
+            "first": None if one.shown is None else side_of(one.shown, order),
             "seconds": one.seconds,
             "at": one.at,
         }

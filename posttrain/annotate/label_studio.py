@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from posttrain.annotate.answers import Side
+from posttrain.annotate.answers import Side, side_of, with_edit
 from posttrain.errors import BadInput
 from posttrain.rows import Judgment, Message, Strength, Task, stable_seed
 from posttrain.tables import Reject, complaint, excerpt
@@ -34,7 +34,7 @@ def project_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     found = []
     for task in tasks:
         order = first_side(task)
-        first, second = (task.a, task.b) if order == "a" else (task.b, task.a)
+        first, second = task.sides(order)
         data = {
             "task": task.id,
             "order": order,
@@ -48,8 +48,8 @@ def project_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 def judgments_of(
     export: object, tasks: Sequence[Task], people: Mapping[int, str], file: str
-) -> tuple[list[Judgment], list[Reject]]:
-    """The annotations of an export as judgments, and those that state none.
+) -> tuple[list[tuple[int, Judgment]], list[Reject]]:
+    """The annotations of an export as judgments with their numbers, and those that state none.
 
     Args:
         export: What the file holds.
@@ -61,13 +61,13 @@ def judgments_of(
         BadInput: it is no export of the kind `JSON`.
     """
     known = {task.id: task for task in tasks}
-    judgments: list[Judgment] = []
+    judgments: list[tuple[int, Judgment]] = []
     rejects: list[Reject] = []
     for number, (data, annotation) in enumerate(_annotations(export, file), 1):
         try:
             # Half of a surrogate pair can stand in JSON, and nowhere else.
             json.dumps([data, annotation], ensure_ascii=False).encode()
-            judgments.append(_judgment(known, data, annotation, people))
+            judgments.append((number, _judgment(known, data, annotation, people)))
         except UnicodeEncodeError:
             reason = "half of a surrogate pair, which UTF-8 cannot hold"
             rejects.append(Reject(file, number, reason, excerpt(ascii(annotation))))
@@ -137,11 +137,9 @@ def _verdict(
         return {"choice": "tie"}
     if side is None or strength is None:
         raise ValueError("neither a response with its strength, nor a tie")
-    other: Side = "b" if order == "a" else "a"
-    choice = order if side == "left" else other
+    choice = side_of({"left": "first", "right": "second"}[side], order)
     edited = "\n".join(said["edited"]["text"]) if "edited" in said else ""
-    chosen = task.a if choice == "a" else task.b
-    turns = (*chosen[:-1], Message(role="assistant", content=edited)) if edited.strip() else None
+    turns = with_edit(task, choice, edited if edited.strip() else None)
     return {"choice": choice, "strength": Strength(strength), "edited": turns}
 
 

@@ -230,14 +230,13 @@ def _check(token: str) -> str:
 def _shown(offered: Offered) -> dict[str, Any]:
     """A task as the template takes it: turns with their HTML, responses in the order shown."""
     task = offered.task
-    sides = (task.a, task.b) if offered.first == "a" else (task.b, task.a)
     return {
         "task": task,
         "order": offered.first,
         "dialog": [_turn(turn) for turn in task.prompt],
         "responses": [
             {"name": name, "text": side[-1].content, "turns": [_turn(turn) for turn in side]}
-            for name, side in zip(("first", "second"), sides, strict=True)
+            for name, side in zip(("first", "second"), task.sides(offered.first), strict=True)
         ],
     }
 

@@ -6,21 +6,22 @@ tie) to 9, and what two verdicts make together. Who answers, `askers` knows.
     ModelComparer(asker, Path("data_quality/rubrics/pair.jinja"), "judge m").compare(tasks)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from posttrain.errors import BadInput
+from posttrain.hooks import Grade
 from posttrain.judging.askers import Asker, Question
+from posttrain.judging.contract import Judged
 from posttrain.judging.model import read_grade
 from posttrain.judging.rubrics import render_rubric
-from posttrain.judging.simulated import SIMULATED_MAXIMUM
+from posttrain.judging.simulated import SimulatedJudge
 from posttrain.judgments.simulated import Verify, as_candidate, task_prompt
 from posttrain.rows import Judgment, Messages, Strength, Task
 
 TIE = 5
 SCALE = tuple(range(1, 2 * TIE))
-GRADES = tuple(range(1, SIMULATED_MAXIMUM + 1))
 
 
 class Verdicts(NamedTuple):
@@ -89,44 +90,30 @@ class ModelComparer:
 
 
 class SimulatedComparer:
-    """A judge made of rules: the difference of its grades of the two responses."""
+    """The simulated judge: the difference of its grades of the two responses."""
 
-    label = "simulated judge"
-
-    def __init__(
-        self, rules: Path, functions: Mapping[str, Callable[..., Any]], verify: Verify
-    ) -> None:
-        """Takes the rules.
-
-        Raises:
-            BadInput: they have no function `grade`.
-        """
-        if "grade" not in functions:
-            raise BadInput(f"{rules}: a simulated judge needs a function grade()")
-        self._rules, self._grade, self._verify = rules, functions["grade"], verify
+    def __init__(self, judge: SimulatedJudge, verify: Verify) -> None:
+        """Takes the judge, and what knows whether responses pass."""
+        self.label = judge.label
+        self._judge, self._verify = judge, verify
 
     def compare(self, tasks: Sequence[Task]) -> list[Verdicts]:
         """The same in both orders; None where the rules grade one of the responses not at all."""
         pairs = [(as_candidate(t, side), task_prompt(t)) for t in tasks for side in ("a", "b")]
-        grades = [
-            self._grade(prompt, candidate.response, passed)
-            for (candidate, prompt), passed in zip(pairs, self._verify(pairs), strict=True)
-        ]
-        wrong = [one for one in grades if one is not None and one not in GRADES]
-        if wrong:
-            raise BadInput(f"{self._rules}: grade answered {wrong[0]!r}, expected 1 to 3, or None")
+        rows = [Judged(*pair, ok) for pair, ok in zip(pairs, self._verify(pairs), strict=True)]
+        grades = [opinion.grade for opinion in self._judge.grade(rows)]
         return [_by_grades(a, b) for a, b in zip(grades[::2], grades[1::2], strict=True)]
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def _by_grades(a: int | None, b: int | None) -> Verdicts:
+def _by_grades(a: Grade | None, b: Grade | None) -> Verdicts:
     if a is None or b is None:
         return Verdicts(None, None)
     # The largest difference of grades is `significantly better`, one step less `better`.
-    gap = b - a
-    strength = 0 if not gap else len(Strength) - (SIMULATED_MAXIMUM - 1 - abs(gap))
+    gap = b.score - a.score
+    strength = 0 if not gap else len(Strength) - (a.maximum - 1 - abs(gap))
     verdict = TIE + (strength if gap > 0 else -strength)
     return Verdicts(verdict, 2 * TIE - verdict)
 

@@ -121,7 +121,7 @@ def _stand_ins(
     }
     told["judge"]["trusted"] = "all" if wanted.labels == "all" else sorted(trusted)
     by_id: dict[str, Judgment] = {one.task: one for one in labels}
-    capability = defaultdict(str, {task.id: task.capability for task in tasks if not task.gold})
+    capability = {task.id: task.capability for task in tasks if task.gold is None}
     found = {
         task_id: by_id[task_id]
         for task_id, some in by_task.items()

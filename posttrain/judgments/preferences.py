@@ -11,8 +11,6 @@ from typing import Any
 
 from posttrain.rows import Judgment, Message, Preference, Task
 
-CHOSEN = ("a", "b")
-
 
 def preference_of(task: Task, judgments: Sequence[Judgment]) -> Preference | str:
     """The preference that the judgments of a task state, or why they state none.
@@ -36,11 +34,11 @@ def preference_of(task: Task, judgments: Sequence[Judgment]) -> Preference | str
     choice, num = votes.most_common(1)[0]
     if 2 * num <= votes.total():
         return "annotators disagree: no preference"
-    if choice not in CHOSEN:
+    if choice != "a" and choice != "b":
         return f"{choice}: a judgment, no preference"
     agreed = sorted((o for o in judgments if o.choice == choice), key=lambda one: one.annotator)
     strengths = sorted((o.strength for o in agreed if o.strength), key=lambda one: one.level)
-    chosen, rejected = (task.a, task.b) if choice == "a" else (task.b, task.a)
+    chosen, rejected = task.sides(choice)
     fields = {
         "parents": (*(one.id for one in agreed), task.id, *task.parents),
         "prompt": task.prompt,

@@ -5,6 +5,7 @@ What its verdicts are heeded for, the next round's first step decides, beside pe
 
 from contextlib import closing
 
+from posttrain.judging import simulated
 from posttrain.judging.opening import open_asker
 from posttrain.judging.pairs import (
     TIE,
@@ -45,12 +46,11 @@ def run(inputs: Inputs, settings: LabelStage, out: Output) -> None:
     kept = [judgment for judgment in made if judgment is not None]
     out.write("judgments", kept)
     out.part("label", len(tasks), len(kept))
-    scored = [one for one in verdicts if one.forward is not None and one.backward is not None]
     said = [grade for one in verdicts for grade in one if grade is not None and grade != TIE]
     out.metrics(
         judge=comparer.label,
         unscored=len(tasks) - len(kept),
-        flipped=sum((f - TIE) * (TIE - b) < 0 for f, b in scored if f and b),
+        flipped=sum((f - TIE) * (TIE - b) < 0 for f, b in verdicts if f and b),
         first_share=sum(grade < TIE for grade in said) / len(said) if said else None,
     )
 
@@ -61,4 +61,4 @@ def _comparer(inputs: Inputs, settings: LabelStage) -> Comparer:
     if not isinstance(judge, SimulatedJudge):
         return ModelComparer(open_asker(inputs, judge), inputs["rubric"], f"judge {judge.model}")
     verify = verifier_of(inputs, settings.recipes).passed
-    return SimulatedComparer(inputs["judge"], load_functions(inputs["judge"]), verify)
+    return SimulatedComparer(simulated.SimulatedJudge(inputs["judge"], load_functions), verify)
