@@ -24,29 +24,23 @@ from posttrain.preference_formats import of_helpsteer, of_trl
 from posttrain.preference_rows import JudgedRow
 from posttrain.rows import Judgment, Strength, Task
 from posttrain.tables import read_table
+from tests import made_tasks
+from tests.made_tasks import said
 from tests.small_round import posttrain, write_lines
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 
 
-def said(text: str, role: str = "assistant") -> dict[str, Any]:
-    return {"role": role, "content": text}
-
-
 def task(number: int, **fields: Any) -> Task:
-    return Task.model_validate(
-        {
-            "id": f"round-1/q{number}",
-            "prompt": [said("be brief", "system"), said(f"question {number}?", "user")],
-            "a": [said(f"a{number} – مرحبا")],
-            "b": [said(f"b{number}\n```\ncode\n```")],
-            "model_a": "round-1/dpo-secret",
-            "model_b": "round-1/dpo-hidden",
-            "capability": "math",
-            "batch": "round-2",
-            **fields,
-        }
-    )
+    own = {
+        "id": f"round-1/q{number}",
+        "prompt": [said("be brief", "system"), said(f"question {number}?", "user")],
+        "a": [said(f"a{number} – مرحبا")],
+        "b": [said(f"b{number}\n```\ncode\n```")],
+        "model_a": "round-1/dpo-secret",
+        "model_b": "round-1/dpo-hidden",
+    }
+    return made_tasks.task(number, **{**own, **fields})
 
 
 TASKS = [

@@ -13,25 +13,10 @@ from fastapi.testclient import TestClient
 from posttrain.annotate.answers import LONGEST_EDIT
 from posttrain.annotate.server import Site, create_app
 from posttrain.annotate.store import Store
-from posttrain.rows import Message, Task
+from tests.made_tasks import said, task
 from tests.test_annotate_rendering import XSS, Tags
 
 HOST = "127.0.0.1:8800"
-
-
-def task(number: int, a: str = "", b: str = "") -> Task:
-    return Task.model_validate(
-        {
-            "id": f"t{number}",
-            "prompt": [Message(role="user", content=f"question {number}?")],
-            "a": [Message(role="assistant", content=a or f"answer a{number}")],
-            "b": [Message(role="assistant", content=b or f"answer b{number}")],
-            "model_a": "round-1/dpo-a",
-            "model_b": "round-1/dpo-b",
-            "capability": "math",
-            "batch": "round-2",
-        }
-    )
 
 
 @pytest.fixture
@@ -93,7 +78,7 @@ def test_an_edit_is_kept_as_it_was_typed(store: Store) -> None:
 @pytest.mark.parametrize("text", XSS)
 def test_nothing_of_a_model_runs_in_the_page(tmp_path: Path, text: str) -> None:
     store = Store(tmp_path / "round.sqlite")
-    store.publish([task(0, a=text, b=f"{text} and more")])
+    store.publish([task(0, a=[said(text)], b=[said(f"{text} and more")])])
     client = visitor(store)
     page = client.get("/")
     tags = Tags()

@@ -17,29 +17,15 @@ import pytest
 from posttrain.annotate.answers import LONGEST_EDIT, Answer, Refused, Side
 from posttrain.annotate.store import Store
 from posttrain.errors import BadInput
-from posttrain.rows import Judgment, Message, Strength, Task
+from posttrain.rows import Judgment, Strength, Task
+from tests import made_tasks
+from tests.made_tasks import said
 
 BETTER = Answer("first", Strength.BETTER)
 
 
 def task(number: int, times: int = 1) -> Task:
-    return Task.model_validate(
-        {
-            "id": f"t{number:04}",
-            "prompt": [Message(role="user", content=f"{number}?")],
-            "a": [Message(role="assistant", content=f"a{number}")],
-            "b": [Message(role="assistant", content=f"b{number}")],
-            "model_a": "x",
-            "model_b": "y",
-            "capability": "math",
-            "batch": "round-2",
-            "times": times,
-        }
-    )
-
-
-def said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+    return made_tasks.task(number, id=f"t{number:04}", times=times)
 
 
 class Clock:
@@ -350,7 +336,7 @@ def test_judgments_made_elsewhere_are_taken_once(tmp_path: Path) -> None:
         {**base, "task": "t0002", "at": "yesterday"},
         {**base, "task": "t0002", "edited": [said(" ")]},
         {**base, "task": "t0002", "edited": [said("x" * 100_001)]},
-        {**base, "task": "t0002", "edited": [said("b2")]},
+        {**base, "task": "t0002", "edited": [said("answer b2")]},
     ]
     told = store.take([made, *(Judgment.model_validate(one) for one in wrong), made])
     assert told[0] == "new" and told[-1] == "known"

@@ -19,31 +19,11 @@ from posttrain.judging.simulated import SimulatedJudge
 from posttrain.judgments.heeded import NOBODY, answered_share, heed
 from posttrain.judgments.preferences import preference_of
 from posttrain.judgments.quality import agreement, krippendorff_alpha, quality_of
-from posttrain.rows import Candidate, Judgment, Preference, Prompt, Strength, Task
+from posttrain.rows import Candidate, Judgment, Preference, Prompt, Strength
 from posttrain.settings.annotation import FileAnnotator, JudgeAnnotator, JudgeHelp
+from tests.made_tasks import said, task
 
 PAIR = Path("data_quality/rubrics/pair.jinja")
-
-
-def said(text: str, role: str = "assistant") -> dict[str, Any]:
-    return {"role": role, "content": text}
-
-
-def task(number: int, **fields: Any) -> Task:
-    return Task.model_validate(
-        {
-            "id": f"t{number}",
-            "parents": [f"p{number}"],
-            "prompt": [said(f"question {number}?", "user")],
-            "a": [said(f"answer a{number}")],
-            "b": [said(f"answer b{number}")],
-            "model_a": "x",
-            "model_b": "y",
-            "capability": "math",
-            "batch": "round-2",
-            **fields,
-        }
-    )
 
 
 def judged(number: int, who: str, verdict: str, **fields: Any) -> Judgment:
